@@ -1,0 +1,3 @@
+"""pyxen: Xen in Python."""
+
+__version__ = "0.1.0"

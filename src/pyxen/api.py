@@ -1,0 +1,253 @@
+"""What goes over HTTP between xend and its clients: the bodies, and the table of paths.
+
+All paths are below ``/v1``. ``{domain}`` is a name, an id or a UUID, looked up in Xen's order: running by name,
+managed by name, running by id, by UUID; a name wins over an id. Errors are ``application/problem+json``
+(:class:`Problem`).
+
+    GET    /v1/host                        Host
+    GET    /v1/version                     Version
+    GET    /v1/domains                     DomainList
+    POST   /v1/domains                     CreateRequest → 201 Domain        (create: transient; or managed)
+    GET    /v1/domains/{domain}            Domain
+    DELETE /v1/domains/{domain}            204            forget a managed domain that is not running
+    POST   /v1/domains/{domain}/start      StartRequest → Domain
+    POST   /v1/domains/{domain}/shutdown   ShutdownRequest → 202 Domain      (asks the guest; does not wait)
+    POST   /v1/domains/{domain}/destroy    Domain
+    POST   /v1/domains/{domain}/pause      Domain
+    POST   /v1/domains/{domain}/unpause    Domain
+    POST   /v1/domains/{domain}/rename     RenameRequest → Domain
+    GET    /v1/domains/{domain}/vcpus      VcpuList
+    WS     /v1/domains/{domain}/console    see below
+    GET    /v1/events                      text/event-stream of Event; ``?after=SEQUENCE`` replays what is still kept
+    GET    /v1/log                         text/plain, xend's log        ``?tail=N`` lines
+    GET    /v1/dmesg                       text/plain, the engine's ring (probe verdict, domain starts and stops)
+    GET    /v1/images                      ImageList
+    POST   /v1/images/{image}/build        BuildRequest → application/x-ndjson of Progress, the last has ``done``
+    DELETE /v1/images/{image}              204
+    GET    /v1/schema/domain               JSON schema of DomainConfig
+    GET    /v1/openapi.json                OpenAPI 3.1
+
+Console (WebSocket): the server first sends a text message ``{"offset": N}``: the byte offset of what follows in
+the domain's whole output; then binary messages of output: first a replay of at most the last 64 KiB (or, with
+``?after=OFFSET``, all kept output from that offset on), then live. Binary messages from the client are typed into
+the guest. A text message ``{"event": "ended", "reason": "poweroff"}`` precedes the close when the domain goes away;
+close code 1000. Several clients may be connected at once; each sees all output, input is merged. With ``?wait=1``
+the connection outlives a restart of the domain: ``{"event": "restarted", "domid": N, "offset": 0}``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from pyxen.config.model import DomainConfig, Name
+
+API_VERSION = "v1"
+
+
+class PowerState(StrEnum):
+    """Xen's power states; ``status`` in its S-expressions."""
+
+    HALTED = "halted"
+    PAUSED = "paused"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    SHUTDOWN = "shutdown"
+    CRASHED = "crashed"
+
+
+class ShutdownReason(StrEnum):
+    """Why a domain stopped, in the words of Xen's SCHEDOP_shutdown and of xenstore's control/shutdown."""
+
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    SUSPEND = "suspend"
+    CRASH = "crash"
+    WATCHDOG = "watchdog"
+    HALT = "halt"
+    DESTROYED = "destroyed"
+    """By xend, on somebody's order."""
+    FAILED = "failed"
+    """The monitor's process died under the domain."""
+
+
+class Problem(Struct, omit_defaults=True):
+    """RFC 9457."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+    code: str = ""
+    hint: str | None = None
+    key: str | None = None
+
+
+class Version(Struct):
+    version: str
+    api: str = API_VERSION
+
+
+class Vcpu(Struct):
+    number: int
+    online: bool
+    state: str
+    """Three letters as in xm vcpu-list: ``r--``, ``-b-``, ``--p``."""
+    cpu: int | None
+    """The host CPU it ran on last."""
+    time_s: float
+    affinity: list[int] | None = None
+    """Host CPUs it may run on; None: any."""
+
+
+class VcpuList(Struct):
+    domid: int | None
+    name: str
+    vcpus: list[Vcpu]
+
+
+class Domain(Struct):
+    """A domain as it is now."""
+
+    domid: int | None
+    """None for a managed domain that isn't running."""
+    name: str
+    uuid: str
+    power_state: PowerState
+    state: str
+    """Six positions ``rbpscd``: running, blocked, paused, shutdown, crashed, dying; empty when not running."""
+    managed: bool
+    memory_mib: int
+    maxmem_mib: int
+    vcpus: int
+    maxvcpus: int
+    cpu_time_s: float
+    created_at: float
+    """Seconds since 1970."""
+    started_at: float | None = None
+    engine: str | None = None
+    """``qemu``, ``xen``; None when not running (and for Domain-0: ``host``)."""
+    accelerator: str | None = None
+    pid: int | None = None
+    restart_count: int = 0
+    shutdown_reason: ShutdownReason | None = None
+    """Of a domain that is preserved, or a managed one's last stop."""
+    silent: bool = False
+    """The boot watchdog has heard nothing."""
+    vnc: str | None = None
+    """``ADDRESS:DISPLAY`` where there is a VNC server."""
+    forwards: list[str] = field(default_factory=list)
+    """User-mode port forwards, ``tcp 127.0.0.1:2222 -> 22``."""
+    warnings: list[str] = field(default_factory=list)
+    config: DomainConfig | None = None
+    """What the user asked for; None for Domain-0."""
+
+
+class DomainList(Struct):
+    domains: list[Domain]
+
+
+class CreateRequest(Struct, forbid_unknown_fields=True):
+    config: DomainConfig
+    paused: bool = False
+    managed: bool = False
+    """Define only (xm new); start it later."""
+
+
+class StartRequest(Struct, forbid_unknown_fields=True):
+    paused: bool = False
+
+
+class ShutdownRequest(Struct, forbid_unknown_fields=True):
+    reason: Annotated[str, Meta(pattern="^(poweroff|reboot|halt)$")] = "poweroff"
+
+
+class RenameRequest(Struct, forbid_unknown_fields=True):
+    name: Name
+
+
+class EngineInfo(Struct):
+    name: str
+    available: bool
+    reason: str
+    """Why it was (not) chosen, in a sentence."""
+    version: str = ""
+
+
+class Host(Struct):
+    """xm info."""
+
+    host: str
+    release: str
+    version: str
+    machine: str
+    nr_cpus: int
+    nr_nodes: int
+    cores_per_socket: int
+    threads_per_core: int
+    cpu_mhz: float
+    cpu_model: str
+    virt_caps: str
+    total_memory_mib: int
+    free_memory_mib: int
+    uptime_s: float
+    pyxen_version: str
+    domains_running: int
+    accelerator: str
+    """What ``accel = auto`` gives on this host: kvm or tcg."""
+    kvm_verdict: str
+    """What the probe saw, in a sentence."""
+    engines: list[EngineInfo]
+    state_root: str
+    run_root: str
+
+
+class Image(Struct):
+    name: str
+    kind: str
+    """tiny, debian."""
+    size_bytes: int
+    created_at: float
+    kernel_release: str
+    kernel: str
+    ramdisk: str | None = None
+    cmdline: str = ""
+    root_disk: str | None = None
+
+
+class ImageList(Struct):
+    images: list[Image]
+    buildable: list[str]
+
+
+class BuildRequest(Struct, forbid_unknown_fields=True):
+    force: bool = False
+    """Build again though it is there."""
+    options: dict[str, str] = field(default_factory=dict)
+
+
+class Progress(Struct, omit_defaults=True):
+    """One step of a long job. ``fraction`` from 0 to 1 where it is known."""
+
+    step: str
+    fraction: float | None = None
+    done: bool = False
+    error: Problem | None = None
+    image: Image | None = None
+
+
+class Event(Struct, omit_defaults=True):
+    """A change that xend saw or made. ``kind`` is a lower-case past phrase."""
+
+    sequence: int
+    time: float
+    kind: str
+    """domain-created, -started, -paused, -unpaused, -shutdown-requested, -stopped, -restarted, -destroyed, -renamed,
+    -defined, -deleted, -silent, -adopted, -preserved; image-built, image-removed; xend-started, xend-stopping."""
+    domid: int | None = None
+    name: str | None = None
+    uuid: str | None = None
+    reason: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,174 @@
+"""What a domain should be: the typed model behind every configuration file and API body.
+
+Decoding by msgspec checks types and ranges; :mod:`pyxen.config.check` then checks what spans several
+fields. Keys keep the names of xmdomain.cfg(5) and xl.cfg(5).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+NAME_PATTERN = r"^[A-Za-z0-9_.:+-]+$"
+UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, min_length=1, max_length=64, description="unique name")]
+Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
+Mib = Annotated[int, Meta(ge=1, le=16 * 1024 * 1024, description="in MiB")]
+VcpuCount = Annotated[int, Meta(ge=1, le=512)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class DomainType(StrEnum):
+    """How a guest meets its machine."""
+
+    PVH = "pvh"
+    HVM = "hvm"
+
+
+class Action(StrEnum):
+    """What xend does with a domain that has stopped."""
+
+    DESTROY = "destroy"
+    RESTART = "restart"
+    PRESERVE = "preserve"
+    RENAME_RESTART = "rename-restart"
+    COREDUMP_DESTROY = "coredump-destroy"
+    COREDUMP_RESTART = "coredump-restart"
+
+
+class EngineChoice(StrEnum):
+    AUTO = "auto"
+    XEN = "xen"
+    QEMU = "qemu"
+
+
+class Accelerator(StrEnum):
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class DiskFormat(StrEnum):
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    AUTO = "auto"
+
+
+class DiskAccess(StrEnum):
+    """``r`` read-only, ``w`` writable by one domain alone, ``w!`` writable though others have it too."""
+
+    READ = "r"
+    WRITE = "w"
+    WRITE_SHARED = "w!"
+
+
+class DiskType(StrEnum):
+    DISK = "disk"
+    CDROM = "cdrom"
+
+
+class Disk(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A virtual block device (vbd)."""
+
+    vdev: Annotated[str, Meta(pattern=r"^(xvd|sd|hd|vd)[a-z]{1,2}[0-9]{0,3}$", description="xvda, hda, sda, vda, …")]
+    target: Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
+    """Host path of the image or device; empty only for a CD-ROM drive without a disc."""
+    format: DiskFormat = DiskFormat.AUTO
+    access: DiskAccess = DiskAccess.WRITE
+    devtype: DiskType = DiskType.DISK
+
+
+class Forward(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A port of the host (loopback, unless ``address`` says otherwise) that leads into a user-mode network."""
+
+    host: Port
+    guest: Port
+    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
+    address: Annotated[str, Meta(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+
+
+class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A virtual network interface: on a bridge where one is named, else on a user-mode network."""
+
+    mac: Annotated[str, Meta(pattern=MAC_PATTERN)] | None = None
+    """None: xend makes one below 00:16:3e, stable for the domain's life."""
+    bridge: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] | None = None
+    vifname: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] | None = None
+    rate: Annotated[int, Meta(ge=1, description="bytes per second")] | None = None
+    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,32}$")] | None = None
+    """Emulated card of an HVM domain (e1000, rtl8139, …); None: virtio."""
+    forward: tuple[Forward, ...] = ()
+
+
+class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Everything a user may say of a domain."""
+
+    name: Name
+    uuid: Annotated[str, Meta(pattern=UUID_PATTERN)] | None = None
+    description: Text = ""
+    type: DomainType = DomainType.PVH
+    engine: EngineChoice = EngineChoice.AUTO
+    accel: Accelerator = Accelerator.AUTO
+    """QEMU's accelerator; ``auto`` takes KVM where the probe passes, else TCG."""
+
+    memory: Mib = 256
+    maxmem: Mib | None = None
+    vcpus: VcpuCount = 1
+    """VCPUs online at start."""
+    maxvcpus: VcpuCount | None = None
+
+    image: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
+    """An image of xend's store: its kernel, ramdisk, command line and root disk are the defaults."""
+    kernel: Path | None = None
+    ramdisk: Path | None = None
+    cmdline: Text | None = None
+    """The kernel's whole command line; ``root`` and ``extra`` are put after it."""
+    root: Text = ""
+    extra: Text = ""
+
+    disk: tuple[Disk, ...] = ()
+    vif: tuple[Vif, ...] = ()
+
+    on_poweroff: Action = Action.DESTROY
+    on_reboot: Action = Action.RESTART
+    on_crash: Action = Action.RESTART
+
+    firmware: Firmware = Firmware.BIOS
+    boot: Annotated[str, Meta(pattern="^[acdn]{0,4}$", description="a floppy, c disk, d CD-ROM, n network")] = "c"
+    hdtype: Annotated[str, Meta(pattern="^(ide|ahci)$")] = "ide"
+    vnc: bool = False
+    vnclisten: Annotated[str, Meta(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+    vncdisplay: Annotated[int, Meta(ge=0, le=59635)] | None = None
+    """None: the first free one."""
+    vga: Annotated[str, Meta(pattern="^(stdvga|cirrus|qxl|none)$")] = "stdvga"
+    serial: Annotated[str, Meta(pattern="^(pty|none)$")] = "pty"
+    usbdevice: tuple[Annotated[str, Meta(pattern="^(tablet|mouse|keyboard)$")], ...] = ()
+    localtime: bool = False
+
+    boot_timeout: Annotated[int, Meta(ge=0, le=86400, description="in seconds, 0: never")] = 60
+    """The watchdog reports a domain that has printed nothing for this long after its start."""
+
+
+def encode(config: DomainConfig) -> bytes:
+    """The JSON that is stored and sent."""
+    return msgspec.json.encode(config)
+
+
+def command_line(config: DomainConfig) -> str:
+    """The kernel's command line, as xend builds it: ``cmdline``, then ``root=``, then ``extra``."""
+    parts = [config.cmdline or ""]
+    if config.root:
+        parts.append(config.root if config.root.startswith("root=") else f"root={config.root}")
+    parts.append(config.extra)
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,1 @@
+"""How xend drives a running domain: one contract, one implementation for each kind of monitor."""

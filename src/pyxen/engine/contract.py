@@ -1,0 +1,162 @@
+"""The contract between xend and whatever runs a domain.
+
+A domain is a process of its own that outlives xend. All that xend must know to find it again lies in the domain's
+folder (``RUN/domains/DOMID``), written by xend before the start and by the process itself afterwards:
+
+    domain.json   the DomainSpec (mode 0600)
+    pid           the process id, one line
+    console.log   every byte the guest has printed; only ever appended to. xend frees old blocks by punching holes,
+                  so offsets stay valid and the file's disk use stays small
+    console.in    a FIFO: what is written here is typed into the guest. The domain's process holds a write end of
+                  its own, so it never sees an end of file
+    events        lines of JSON, appended by the process: what happened to the guest, with a time stamp. It survives
+                  xend, so that an adopting xend learns why a domain stopped
+    stderr        what the process said besides
+    control.sock  the engine's own control channel
+
+Nothing here polls: console.log and events are watched by inotify, the process by a pidfd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from pyxen.api import EngineInfo, ShutdownReason, Vcpu
+from pyxen.config.model import DomainConfig
+
+
+class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A DomainConfig with nothing left open: what an engine needs to start one domain.
+
+    Paths are absolute and exist; ``config.vif`` have MACs; ``config.disk`` have formats other than auto.
+    """
+
+    domid: int
+    uuid: str
+    config: DomainConfig
+    kernel: str | None = None
+    """An uncompressed ELF (vmlinux) for pvh; for hvm a bzImage or None: boot from firmware."""
+    ramdisk: str | None = None
+    cmdline: str = ""
+    nvram: str | None = None
+    """The domain's own UEFI variables, writable, for hvm with uefi firmware."""
+    uid: int | None = None
+    """Run as this user (and a group of the same number); None: as xend's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The guest has stopped; its process may still be there (for preserve and core dumps) until ``destroy``."""
+
+    reason: ShutdownReason
+    detail: str = ""
+    """The monitor's last words, where it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A look at a running domain. Cheap: no question is sent to the guest or its monitor."""
+
+    cpu_time_s: float
+    vcpus: list[Vcpu]
+    blocked: bool
+    """No VCPU is using the CPU."""
+    resident_mib: int
+
+
+@dataclass(slots=True)
+class StartedInfo:
+    """What became known at the start."""
+
+    accelerator: str = ""
+    vnc: str | None = None
+    forwards: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class RunningDomain(Protocol):
+    """A domain's process, as xend holds it. Made by Engine.start or Engine.adopt, on xend's event loop."""
+
+    @property
+    def domid(self) -> int: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def paused(self) -> bool: ...
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Set once the guest has stopped or the process has died."""
+        ...
+
+    @property
+    def info(self) -> StartedInfo: ...
+
+    def on_stopped(self, callback: Callable[[Stopped], None]) -> None:
+        """Call ``callback`` once, on the event loop, when the guest stops (at once if it has)."""
+        ...
+
+    async def pause(self) -> None: ...
+
+    async def unpause(self) -> None: ...
+
+    async def request_shutdown(self, reason: str) -> None:
+        """Ask the guest to power off, reboot or halt (``poweroff``, ``reboot``, ``halt``). Does not wait for it.
+
+        An engine that can only send a power button (QEMU) sends that; xend itself remembers that a reboot was meant.
+        """
+        ...
+
+    async def destroy(self) -> None:
+        """End the process and wait until it is gone. Never fails because it was gone before."""
+        ...
+
+    async def dump_core(self, path: Path) -> None:
+        """Write the guest's memory as an ELF core. The guest is stopped or paused."""
+        ...
+
+    def statistics(self) -> Statistics: ...
+
+    def close(self) -> None:
+        """Let go of watches and sockets; the domain runs on."""
+        ...
+
+
+class Engine(Protocol):
+    """A kind of monitor."""
+
+    name: str
+
+    def info(self) -> EngineInfo:
+        """Is it usable here, and why (not). May probe; the verdict is cached."""
+        ...
+
+    def check(self, config: DomainConfig) -> list[str]:
+        """Refuse (Unsupported) what this engine can't do, before anything is made. Returns warnings."""
+        ...
+
+    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+        """Start a domain in a fresh ``directory`` that holds the files listed above as far as xend makes them.
+
+        Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.
+        Raises EngineError with the monitor's words; then no process is left.
+        """
+        ...
+
+    async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
+        """Take over a domain that an earlier xend started; None if no process of it is left and no event says why.
+
+        A domain whose guest has stopped meanwhile is returned with ``stopped`` set, from ``events``.
+        """
+        ...
+
+    def reap(self, directory: Path) -> None:
+        """Kill whatever process belongs to ``directory`` (half-made or lost), known by its command line."""
+        ...
