@@ -1,0 +1,1 @@
+"""The Python SDK: typed calls on the API of xend."""

@@ -1,0 +1,1 @@
+"""Kernels, initial ramdisks and root disks: inspect, unpack, build."""

@@ -1,0 +1,1 @@
+"""The daemon: domains and their life cycle, behind an HTTP API."""

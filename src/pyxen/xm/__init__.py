@@ -1,0 +1,1 @@
+"""The command line: arguments in, calls on the client, text out."""
