@@ -1,0 +1,265 @@
+"""What may be asked of xend: each request checked against the domain's present state, then carried out by its life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from pyxen import api
+from pyxen.api import ShutdownReason
+from pyxen.config.check import check
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound
+from pyxen.xend import host
+from pyxen.xend.console import Console
+from pyxen.xend.life import Life
+from pyxen.xend.log import Ring
+from pyxen.xend.prepare import complete
+from pyxen.xend.registry import Live, halted_vcpus, now
+from pyxen.xend.store import Origin, Phase, Record
+
+DOMAIN_0 = ("Domain-0", "0", "00000000-0000-0000-0000-000000000000")
+
+
+class Domains:
+    """The core of xend: implements :class:`pyxen.xend.core.Core`."""
+
+    def __init__(self, life: Life, ring: Ring) -> None:
+        self._life = life
+        self._registry = life.registry
+        self._ring = ring
+        self.events = life.events
+
+    # Looking
+
+    def list(self) -> list[api.Domain]:
+        views = [self._registry.view(record) for record in self._registry.records.values()]
+        views.sort(key=lambda domain: domain.name)
+        return [self._dom0(views), *views]
+
+    def get(self, ref: str) -> api.Domain:
+        if ref in DOMAIN_0:
+            return self._dom0([self._registry.view(record) for record in self._registry.records.values()])
+        return self._registry.view(self._registry.find(ref))
+
+    def vcpus(self, ref: str) -> api.VcpuList:
+        if ref in DOMAIN_0:
+            return api.VcpuList(domid=0, name="Domain-0", vcpus=host.dom0_vcpus())
+        record = self._registry.find(ref)
+        live = self._registry.live.get(record.uuid)
+        vcpus = live.process.statistics().vcpus if live else halted_vcpus(record)
+        return api.VcpuList(domid=record.domid, name=record.name, vcpus=vcpus)
+
+    def console(self, ref: str) -> Console:
+        if ref in DOMAIN_0:
+            raise Conflict("Domain-0 has no console here", hint="Its console is the host's own.")
+        return self._running(self._registry.find(ref)).console
+
+    def host(self) -> api.Host:
+        return host.host_facts(
+            engines=[engine.info() for engine in self._life.engines],
+            domains_running=len(self._registry.live),
+            roots=self._life.roots,
+        )
+
+    def dmesg(self) -> str:
+        return self._ring.text()
+
+    def images(self) -> api.ImageList:
+        store = self._life.images
+        return api.ImageList(images=store.list(), buildable=store.buildable())
+
+    # Changing
+
+    async def create(self, request: api.CreateRequest) -> api.Domain:
+        config = complete(request.config)
+        warnings = check(config)
+        assert config.uuid is not None
+        self._check_free(config.name, config.uuid)
+        record = Record(uuid=config.uuid, name=config.name, config=config, created_at=now(), managed=request.managed)
+        if request.managed:
+            self._registry.records[record.uuid] = record
+            await self._life.store.save(record)
+            self._life.tell("domain-defined", record)
+            return self._with_warnings(record, warnings)
+        async with self._registry.lock(record.uuid):
+            warnings += await self._life.build(record, Origin.CREATE, paused=request.paused)
+        return self._with_warnings(record, warnings)
+
+    async def start(self, ref: str, *, paused: bool) -> api.Domain:
+        record = self._changeable(ref, "start")
+        async with self._registry.lock(record.uuid):
+            if record.phase is not Phase.HALTED:
+                raise Conflict(f"Domain '{record.name}' is already running", hint=f"It has the id {record.domid}.")
+            warnings = await self._life.build(record, Origin.START, paused=paused)
+        return self._with_warnings(record, warnings)
+
+    async def shutdown(self, ref: str, reason: str) -> api.Domain:
+        record = self._changeable(ref, "shut down")
+        async with self._registry.lock(record.uuid):
+            live = self._running(record)
+            if live.process.paused:
+                raise Conflict(
+                    f"Domain '{record.name}' is paused and can't hear a shutdown request",
+                    hint=f"xm unpause {record.name} first, or xm destroy {record.name}",
+                )
+            record.intended = reason
+            await self._life.store.save(record)
+            self._life.tell("domain-shutdown-requested", record, reason=reason)
+            await live.process.request_shutdown(reason)
+        self._watch_shutdown(record, live)
+        return self._registry.view(record)
+
+    async def destroy(self, ref: str) -> api.Domain:
+        record = self._changeable(ref, "destroy")
+        async with self._registry.lock(record.uuid):
+            if record.phase is Phase.HALTED or self._registry.records.get(record.uuid) is None:
+                raise Conflict(f"Domain '{record.name}' is not running")
+            record.intended = "destroy"
+            await self._life.store.save(record)
+            last = self._registry.view(record)
+            await self._life.end(record, ShutdownReason.DESTROYED)
+        last.shutdown_reason, last.domid = ShutdownReason.DESTROYED, None
+        last.power_state, last.state = api.PowerState.HALTED, ""
+        return last
+
+    async def pause(self, ref: str) -> api.Domain:
+        return await self._set_paused(ref, wanted=True)
+
+    async def unpause(self, ref: str) -> api.Domain:
+        return await self._set_paused(ref, wanted=False)
+
+    async def rename(self, ref: str, name: str) -> api.Domain:
+        record = self._changeable(ref, "rename")
+        async with self._registry.lock(record.uuid):
+            if name == record.name:
+                return self._registry.view(record)
+            self._check_free(name, None)
+            previous, record.name = record.name, name
+            record.config = msgspec.structs.replace(record.config, name=name)
+            await self._life.store.save(record)
+            live = self._registry.live.get(record.uuid)
+            if live is not None:
+                live.spec = msgspec.structs.replace(
+                    live.spec, config=msgspec.structs.replace(live.spec.config, name=name)
+                )
+            self._life.tell("domain-renamed", record, previous=previous)
+        return self._registry.view(record)
+
+    async def delete(self, ref: str) -> None:
+        record = self._changeable(ref, "delete")
+        async with self._registry.lock(record.uuid):
+            if record.phase is not Phase.HALTED:
+                raise Conflict(
+                    f"Domain '{record.name}' is not halted",
+                    hint=f"xm shutdown -w {record.name}, then xm delete {record.name}"
+                    if record.managed
+                    else f"It is not managed: it goes away by itself when it stops (xm destroy {record.name}).",
+                )
+            await self._life.store.delete(record.uuid)
+            (self._life.roots.state / "nvram" / f"{record.uuid}.fd").unlink(missing_ok=True)
+            self._registry.forget(record.uuid)
+            self._life.tell("domain-deleted", record)
+
+    async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
+        """Run the builder as a process of its own: it takes minutes, needs no xend, and can be ended."""
+        if name not in self._life.images.buildable():
+            raise NotFound(
+                f"there is no recipe for an image '{name}'",
+                hint=f"xend can build: {', '.join(self._life.images.buildable())}",
+            )
+        options = [word for key, value in request.options.items() for word in ("--option", f"{key}={value}")]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pyxen.image", "build", name,
+            "--images", str(self._life.images.images), "--kernels", str(self._life.images.kernels),
+            *(["--force"] if request.force else []), *options,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        return self._progress(name, process)
+
+    async def remove_image(self, name: str) -> None:
+        users = sorted(record.name for record in self._registry.records.values() if record.config.image == name)
+        if users:
+            raise Conflict(f"image '{name}' is used by {', '.join(users)}", hint="Remove those domains first.")
+        await asyncio.to_thread(self._life.images.remove, name)
+        self.events.publish("image-removed", name=name)
+
+    # Parts
+
+    async def _progress(self, name: str, process: asyncio.subprocess.Process) -> AsyncIterator[api.Progress]:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        complaint = asyncio.create_task(process.stderr.read())
+        finished = False
+        try:
+            async for line in process.stdout:
+                step = msgspec.json.decode(line, type=api.Progress)
+                finished = finished or step.done
+                if step.done and step.error is None:
+                    self.events.publish("image-built", name=name)
+                yield step
+            if not finished:
+                words = (await complaint).decode(errors="replace").strip().splitlines()
+                raise EngineError(f"building '{name}' failed: {words[-1] if words else 'the builder died'}")
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+            complaint.cancel()
+            await process.wait()
+
+    async def _set_paused(self, ref: str, *, wanted: bool) -> api.Domain:
+        record = self._changeable(ref, "pause" if wanted else "unpause")
+        async with self._registry.lock(record.uuid):
+            live = self._running(record)
+            if live.process.paused is not wanted:
+                await (live.process.pause() if wanted else live.process.unpause())
+                self._life.tell("domain-paused" if wanted else "domain-unpaused", record)
+        return self._registry.view(record)
+
+    def _watch_shutdown(self, record: Record, live: Live) -> None:
+        timeout = self._life.settings.shutdown_timeout
+        domid = record.domid
+
+        def look() -> None:
+            if record.domid == domid and live.process.stopped is None:
+                self._life.tell("domain-unresponsive", record, seconds=timeout)
+
+        live.timers.append(asyncio.get_running_loop().call_later(timeout, look))
+
+    def _changeable(self, ref: str, verb: str) -> Record:
+        if ref in DOMAIN_0:
+            raise Conflict(f"Cannot {verb} privileged domain Domain-0")
+        return self._registry.find(ref)
+
+    def _running(self, record: Record) -> Live:
+        live = self._registry.live.get(record.uuid)
+        if live is None:
+            raise Conflict(
+                f"Domain '{record.name}' is not running",
+                hint=f"Start it: xm start {record.name}" if record.managed else None,
+            )
+        return live
+
+    def _check_free(self, name: str, uuid: str | None) -> None:
+        if name in DOMAIN_0:
+            raise InvalidRequest(f"the name '{name}' belongs to domain 0")
+        other = self._registry.named(name)
+        if other is not None:
+            raise Conflict(
+                f"Domain '{name}' already exists" + (f" with ID '{other.domid}'" if other.domid else " (managed)"),
+                hint=f"Start it: xm start {name}" if other.phase is Phase.HALTED else "Choose another name.",
+            )
+        if uuid is not None and uuid in self._registry.records:
+            raise Conflict(f"UUID {uuid} belongs to domain '{self._registry.records[uuid].name}'")
+
+    def _with_warnings(self, record: Record, warnings: Sequence[str]) -> api.Domain:
+        view = self._registry.view(record)
+        view.warnings = list(dict.fromkeys([*warnings, *view.warnings]))
+        return view
+
+    def _dom0(self, others: Sequence[api.Domain]) -> api.Domain:
+        return host.dom0(running_mib=sum(each.memory_mib for each in others if each.domid is not None))

@@ -1,0 +1,366 @@
+"""A domain's life: building it, noticing its end, and doing what its description says of that end.
+
+The order of the steps is what makes SIGKILL harmless. A domain is written as *building* before anything of it
+exists, so that a later xend undoes (create, start) or repeats (restart) it; it is written as *running* only when its
+monitor has accepted it; an order that ends it (``intended``) is written before it is carried out. Between two writes
+the domain's own folder tells the rest: its process, and the events it has recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import uuid as uuids
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from pyxen.api import ShutdownReason
+from pyxen.config.model import Action
+from pyxen.engine.choose import choose
+from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
+from pyxen.engine.inotify import Inotify
+from pyxen.errors import PyxenError, ResourceExhausted
+from pyxen.image.store import ImageStore
+from pyxen.paths import Roots
+from pyxen.xend.console import Console
+from pyxen.xend.events import Events
+from pyxen.xend.prepare import Prepared, prepare
+from pyxen.xend.registry import Live, Registry, now, renamed
+from pyxen.xend.settings import Settings
+from pyxen.xend.store import Origin, Phase, Record, Store
+
+_KEPT_CONSOLE_BYTES = 64 * 1024
+
+
+class Life:
+    """Carries out the steps; holds what they need. Methods that change a domain expect its lock to be held."""
+
+    def __init__(
+        self,
+        *,
+        roots: Roots,
+        settings: Settings,
+        store: Store,
+        events: Events,
+        engines: list[Engine],
+        inotify: Inotify,
+        images: ImageStore,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.roots = roots
+        self.settings = settings
+        self.store = store
+        self.events = events
+        self.engines = engines
+        self.inotify = inotify
+        self.images = images
+        self.log = log
+        self.registry = Registry()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def directory(self, domid: int) -> Path:
+        return self.roots.domains / str(domid)
+
+    def tell(self, kind: str, record: Record, reason: str | None = None, **data: object) -> None:
+        """Publish an event about a domain, and log it."""
+        self.events.publish(kind, domid=record.domid, name=record.name, uuid=record.uuid, reason=reason, **data)
+        self.log.info(
+            kind.replace("-", " "),
+            domid=record.domid,
+            name=record.name,
+            **({"reason": reason} if reason else {}),
+            **data,
+        )
+
+    def spawn(self, step: Coroutine[Any, Any, None]) -> None:
+        """Run a step in the background; what it raises is logged, and the task is kept until it ends."""
+
+        async def run() -> None:
+            try:
+                await step
+            except PyxenError as error:
+                self.log.error("background step failed", error=str(error))
+            except Exception:
+                self.log.exception("background step failed")
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait until no background step is left."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    # Building
+
+    async def build(self, record: Record, origin: Origin, *, paused: bool, keep_trying: bool = False) -> list[str]:
+        """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
+
+        The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
+        halted. With ``keep_trying`` (a restart) what the old domain held may need a moment to be free.
+        """
+        record.origin = origin
+        prepared: Prepared | None = None
+        try:
+            engine = choose(record.config, self.engines)
+            warnings = engine.check(record.config)
+            # Named before anything is made, and before the first wait: of two creations at once one must lose here.
+            self.registry.records[record.uuid] = record
+            domid = await self.store.begin_build(record)
+            prepared = await asyncio.to_thread(
+                prepare,
+                record.config,
+                roots=self.roots,
+                images=self.images,
+                running=list(self.registry.running_specs()),
+            )
+            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
+            directory = await asyncio.to_thread(self._make_directory, spec)
+            process = await engine.start(spec, directory, paused=paused)
+        except BaseException as error:
+            await self._undo(record, prepared, error)
+            raise
+        record.phase, record.origin, record.engine = Phase.RUNNING, None, engine.name
+        record.started_at, record.intended = now(), None
+        await self.store.save(record)
+        self._hold(record, spec, process)
+        self.tell("domain-started", record, paused=paused, engine=engine.name)
+        return [*warnings, *prepared.warnings, *process.info.warnings]
+
+    def _uid(self, domid: int) -> int | None:
+        return self.settings.first_uid + domid % 60_000 if os.geteuid() == 0 else None
+
+    def _make_directory(self, spec: DomainSpec) -> Path:
+        directory = self.directory(spec.domid)
+        try:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(mode=0o700, parents=True)
+            (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
+            (directory / "domain.json").chmod(0o600)
+            (directory / "console.log").touch(mode=0o600)
+            (directory / "events").touch(mode=0o600)
+            os.mkfifo(directory / "console.in", 0o600)
+        except OSError as error:
+            raise ResourceExhausted(f"cannot make the folder {directory}: {error.strerror}") from error
+        return directory
+
+    async def _undo(self, record: Record, prepared: Prepared | None, error: BaseException) -> None:
+        domid = record.domid
+        if domid is not None:
+            await asyncio.to_thread(self.sweep, self.directory(domid))
+        for path in prepared.made if prepared else ():
+            path.unlink(missing_ok=True)
+        self.log.warning("domain not started", name=record.name, domid=domid, error=str(error))
+        await self.retire(record)
+        self.tell("domain-start-failed", record, reason=str(error))
+
+    def sweep(self, directory: Path) -> None:
+        """End whatever process belongs to the folder, and remove the folder."""
+        for engine in self.engines:
+            engine.reap(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _hold(self, record: Record, spec: DomainSpec, process: RunningDomain) -> Live:
+        """Keep a running domain's handle, and act when it stops."""
+        console = Console(self.directory(spec.domid), self.inotify)
+        live = Live(spec, process, console, accelerator=process.info.accelerator)
+        self.registry.live[record.uuid] = live
+        self._watch_silence(record, live)
+        process.on_stopped(lambda stopped: self.spawn(self.stopped(record.uuid, spec.domid, stopped)))
+        return live
+
+    def adopt(self, record: Record, spec: DomainSpec, process: RunningDomain) -> None:
+        """Hold a domain that an earlier xend started."""
+        self._hold(record, spec, process)
+        self.tell("domain-adopted", record)
+
+    def _watch_silence(self, record: Record, live: Live) -> None:
+        timeout = record.config.boot_timeout
+        if not timeout or record.config.serial == "none":
+            return
+
+        def look() -> None:
+            if live.console.size == 0 and not live.process.paused and live.process.stopped is None:
+                live.silent = True
+                self.tell("domain-silent", record, seconds=timeout)
+
+        remaining = timeout - (now() - (record.started_at or now()))
+        live.timers.append(asyncio.get_running_loop().call_later(max(remaining, 0.0), look))
+
+    # Ending
+
+    async def stopped(self, uuid: str, domid: int, stopped: Stopped) -> None:
+        """Do what the description says of this end. Called once for each end, also for one found at recovery."""
+        async with self.registry.lock(uuid):
+            record = self.registry.records.get(uuid)
+            if record is None or record.domid != domid or record.phase is not Phase.RUNNING:
+                return  # destroyed meanwhile
+            reason = _meant(record, stopped)
+            record.last_reason = reason
+            action = _action(record, reason)
+            self.tell("domain-stopped", record, reason=reason.value, action=action.value, detail=stopped.detail)
+            if action in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART, Action.RENAME_RESTART):
+                await self._dump(record)
+            if action in (Action.RESTART, Action.COREDUMP_RESTART):
+                await self._restart(record, asked=record.intended == "reboot")
+            elif action is Action.RENAME_RESTART:
+                await self._rename_restart(record)
+            elif action is Action.PRESERVE:
+                await self._preserve(record)
+            else:
+                await self.end(record, reason)
+
+    async def end(self, record: Record, reason: ShutdownReason) -> None:
+        """End the process if it is there, and let go of the domain; a managed one stays, halted."""
+        record.last_reason = reason
+        live = self.registry.live.get(record.uuid)
+        if live is not None:
+            await live.process.destroy()
+        await self._release(record, reason)
+        await self.retire(record)
+        self.tell("domain-ended", record, reason=reason.value)
+
+    async def _release(self, record: Record, reason: ShutdownReason) -> None:
+        """Close what is held of a domain whose process has ended, keep its last words, remove its folder."""
+        live = self.registry.live.pop(record.uuid, None)
+        if live is None:
+            return
+        for timer in live.timers:
+            timer.cancel()
+        directory = self.directory(live.spec.domid)
+        await asyncio.to_thread(self._keep_last_words, record.name, live.console)
+        live.process.close()
+        live.console.close(reason.value)
+        await asyncio.to_thread(shutil.rmtree, directory, True)
+
+    def _keep_last_words(self, name: str, console: Console) -> None:
+        """The end of the console outlives the domain, in STATE/console/NAME.log, for whoever asks why it died."""
+        with contextlib.suppress(OSError):
+            folder = self.roots.state / "console"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / f"{name}.log").write_bytes(console.tail(_KEPT_CONSOLE_BYTES))
+
+    async def retire(self, record: Record) -> None:
+        """Take a domain that has no process out of the running ones."""
+        if record.managed:
+            record.phase, record.origin, record.domid, record.engine = Phase.HALTED, None, None, None
+            record.started_at, record.intended = None, None
+            await self.store.save(record)
+        else:
+            await self.store.delete(record.uuid)
+            self.registry.forget(record.uuid)
+
+    async def _restart(self, record: Record, *, asked: bool) -> None:
+        """Start the domain again, under a new id; refuse one that stops as soon as it has started."""
+        if not asked and self._too_fast(record):
+            await self._refuse_restart(record)
+            return
+        reason = record.last_reason or ShutdownReason.REBOOT
+        live = self.registry.live.get(record.uuid)
+        if live is not None:
+            await live.process.destroy()
+        old = record.domid
+        # From here on the store says "build this again": a crash of xend in between repeats it.
+        record.phase, record.origin, record.intended = Phase.BUILDING, Origin.RESTART, None
+        record.restart_count += 1
+        record.restarted_at = now()
+        await self.store.save(record)
+        await self._release(record, reason)
+        await self.rebuild(record, old)
+
+    def _too_fast(self, record: Record) -> bool:
+        return record.restarted_at is not None and (now() - record.restarted_at < self.settings.minimum_restart_time)
+
+    async def _refuse_restart(self, record: Record) -> None:
+        elapsed = now() - (record.restarted_at or 0.0)
+        self.log.error(
+            f"VM {record.name} restarting too fast ({elapsed:.1f} seconds since the last restart). "
+            "Refusing to restart to avoid loops."
+        )
+        self.tell("domain-restart-refused", record, reason="restarting too fast", seconds=round(elapsed, 1))
+        await self.end(record, record.last_reason or ShutdownReason.REBOOT)
+
+    async def rebuild(self, record: Record, old: int | None) -> None:
+        """The second half of a restart; recovery comes in here."""
+        try:
+            await self.build(record, Origin.RESTART, paused=False)
+        except PyxenError as error:
+            self.tell("domain-restart-failed", record, reason=str(error))
+        else:
+            self.tell("domain-restarted", record, previous_domid=old)
+
+    async def _rename_restart(self, record: Record) -> None:
+        """Keep the stopped domain under a new UUID and the name Domain-UUID, and start a new one in its place.
+
+        What is kept is the record and the memory image that was dumped; the process goes, since it holds the disks.
+        """
+        if self._too_fast(record):
+            await self._refuse_restart(record)
+            return
+        uuid = str(uuids.uuid4())
+        kept = renamed(record, f"Domain-{uuid}", uuid)
+        kept.phase, kept.managed = Phase.PRESERVED, False
+        fresh = renamed(record, record.name)
+        fresh.phase, fresh.origin, fresh.domid, fresh.intended = Phase.BUILDING, Origin.RESTART, None, None
+        fresh.restart_count += 1
+        fresh.restarted_at = now()
+        live = self.registry.live.get(record.uuid)
+        if live is not None:
+            await live.process.destroy()
+        await self._release(record, record.last_reason or ShutdownReason.REBOOT)
+        self.registry.records[uuid] = kept
+        self.registry.records[fresh.uuid] = fresh
+        await self.store.save(fresh, kept)
+        self.tell("domain-preserved", kept)
+        await self.rebuild(fresh, record.domid)
+
+    async def _preserve(self, record: Record) -> None:
+        record.phase = Phase.PRESERVED
+        await self.store.save(record)
+        self.tell("domain-preserved", record)
+
+    async def _dump(self, record: Record) -> None:
+        """Write a core to STATE/dump/NAME-ID-TIME.core; a dump that fails is logged and stops nothing."""
+        live = self.registry.live.get(record.uuid)
+        if live is None:
+            return
+        folder = self.roots.state / "dump"
+        path = folder / f"{record.name}-{record.domid}-{int(now())}.core"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            await live.process.dump_core(path)
+        except (PyxenError, OSError) as error:
+            self.log.error("core not dumped", name=record.name, error=str(error))
+        else:
+            self.tell("domain-dumped", record, path=str(path))
+
+
+def _meant(record: Record, stopped: Stopped) -> ShutdownReason:
+    """Why the domain really stopped: a power-off that somebody asked for as a reboot is a reboot."""
+    if record.intended == "destroy":
+        return ShutdownReason.DESTROYED
+    if record.intended == "reboot" and stopped.reason is ShutdownReason.POWEROFF:
+        return ShutdownReason.REBOOT
+    if record.intended == "halt" and stopped.reason is ShutdownReason.POWEROFF:
+        return ShutdownReason.HALT
+    return stopped.reason
+
+
+def _action(record: Record, reason: ShutdownReason) -> Action:
+    config = record.config
+    match reason:
+        case ShutdownReason.POWEROFF:
+            return config.on_poweroff
+        case ShutdownReason.REBOOT:
+            return config.on_reboot
+        case ShutdownReason.CRASH | ShutdownReason.WATCHDOG | ShutdownReason.FAILED:
+            return config.on_crash
+        case _:
+            return Action.DESTROY

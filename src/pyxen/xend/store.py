@@ -1,0 +1,219 @@
+"""What xend remembers across its own death: one SQLite file.
+
+The table ``domain`` holds a row for each domain that exists, running or defined. Every step of a domain's life is one
+transaction, made *before* the step is taken where it must be undone after a crash (``building``), and after it where
+it need only be noticed. Rows are small and few, so xend holds them all in memory and reads the file only at its start.
+
+All access is on one thread of this object's own; callers await it. ``synchronous=FULL``: what a caller was told has
+happened is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from pyxen.api import ShutdownReason
+from pyxen.config.model import DomainConfig, encode
+from pyxen.errors import PyxenError, ResourceExhausted
+
+T = TypeVar("T")
+
+# Each entry takes the schema from its index to the next; PRAGMA user_version counts those done.
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE domain (
+        uuid TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        managed INTEGER NOT NULL,
+        config TEXT NOT NULL,
+        phase TEXT NOT NULL,
+        origin TEXT,
+        domid INTEGER UNIQUE,
+        engine TEXT,
+        created_at REAL NOT NULL,
+        started_at REAL,
+        intended TEXT,
+        restart_count INTEGER NOT NULL DEFAULT 0,
+        restarted_at REAL,
+        last_reason TEXT
+    ) STRICT;
+    """,
+)
+
+
+class Phase(StrEnum):
+    """Where a domain is in its life, as xend must know it after a crash of its own."""
+
+    HALTED = "halted"
+    BUILDING = "building"
+    RUNNING = "running"
+    PRESERVED = "preserved"
+
+
+class Origin(StrEnum):
+    """What a half-made domain was made for; decides if recovery undoes or repeats it."""
+
+    CREATE = "create"
+    START = "start"
+    RESTART = "restart"
+
+
+@dataclass(slots=True)
+class Record:
+    """One row of ``domain``."""
+
+    uuid: str
+    name: str
+    config: DomainConfig
+    created_at: float
+    managed: bool = False
+    phase: Phase = Phase.HALTED
+    origin: Origin | None = None
+    domid: int | None = None
+    engine: str | None = None
+    started_at: float | None = None
+    intended: str | None = None
+    """What somebody asked of the running guest: poweroff, reboot, halt, destroy."""
+    restart_count: int = 0
+    restarted_at: float | None = None
+    last_reason: ShutdownReason | None = None
+
+
+_COLUMNS = (
+    "uuid", "name", "managed", "config", "phase", "origin", "domid", "engine",
+    "created_at", "started_at", "intended", "restart_count", "restarted_at", "last_reason",
+)  # fmt: skip
+_UPSERT = (
+    f"INSERT INTO domain ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT (uuid) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _COLUMNS[1:])}"
+)
+
+
+class Store:
+    """The database, opened and brought up to date by :meth:`open`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._database: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        await self._run(self._open)
+
+    async def close(self) -> None:
+        await self._run(lambda: self._db.close())
+        self._thread.shutdown()
+
+    async def records(self) -> list[Record]:
+        rows = await self._run(lambda: self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM domain").fetchall())
+        return [_record(row) for row in rows]
+
+    async def save(self, *records: Record) -> None:
+        """Write the rows as they are now, all or none."""
+        rows = [_row(record) for record in records]
+
+        def write() -> None:
+            with self._db:
+                self._db.executemany(_UPSERT, rows)
+
+        await self._run(write)
+
+    async def delete(self, uuid: str) -> None:
+        def write() -> None:
+            with self._db:
+                self._db.execute("DELETE FROM domain WHERE uuid = ?", (uuid,))
+
+        await self._run(write)
+
+    async def begin_build(self, record: Record, *, also: tuple[Record, ...] = ()) -> int:
+        """Give ``record`` a new domain id and write it as building, in one transaction; the id."""
+        others = [_row(each) for each in also]
+
+        def write() -> int:
+            with self._db:
+                self._db.executemany(_UPSERT, others)
+                domid = int(self._meta("next_domid") or 1)
+                self._set_meta("next_domid", str(domid + 1))
+                record.domid, record.phase = domid, Phase.BUILDING
+                self._db.execute(_UPSERT, _row(record))
+            return domid
+
+        return await self._run(write)
+
+    async def meta(self, key: str) -> str | None:
+        return await self._run(lambda: self._meta(key))
+
+    async def set_meta(self, key: str, value: str) -> None:
+        def write() -> None:
+            with self._db:
+                self._set_meta(key, value)
+
+        await self._run(write)
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._database is not None, "the store is not open"
+        return self._database
+
+    async def _run(self, step: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+        except sqlite3.OperationalError as error:
+            raise ResourceExhausted(
+                f"cannot write {self._path}: {error}", hint="Is the disk full or read-only?"
+            ) from error
+
+    def _open(self) -> None:
+        database = sqlite3.connect(self._path, isolation_level="IMMEDIATE")
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise PyxenError(
+                    f"{self._path} was written by a newer pyxen (schema {version}, this one knows {len(MIGRATIONS)})",
+                    hint="Upgrade pyxen, or set PYXEN_ROOT to another folder.",
+                )
+            for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+                database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+        except sqlite3.DatabaseError as error:
+            database.close()
+            raise PyxenError(
+                f"{self._path} cannot be used: {error}", hint="Move it away to start with an empty one."
+            ) from error
+        except BaseException:
+            database.close()
+            raise
+        self._database = database
+
+    def _meta(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self._db.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+        )
+
+
+def _row(record: Record) -> tuple[object, ...]:
+    values = {column: getattr(record, column) for column in _COLUMNS}
+    values["managed"] = int(record.managed)
+    values["config"] = encode(record.config).decode()
+    return tuple(str(value) if isinstance(value, StrEnum) else value for value in values.values())
+
+
+def _record(row: tuple[object, ...]) -> Record:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["config"] = msgspec.json.decode(str(values["config"]), type=DomainConfig)
+    return msgspec.convert(values, Record, strict=False)
