@@ -1,0 +1,187 @@
+"""A domain's process as xend holds it: what all engines have in common.
+
+The process and its ``events`` file are watched; whatever tells that the guest is gone settles ``stopped``. Engines
+add how to speak to their monitor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from pyxen.api import ShutdownReason
+from pyxen.engine.contract import DomainSpec, StartedInfo, Statistics, Stopped
+from pyxen.engine.events import EventLog
+from pyxen.engine.inotify import Inotify
+from pyxen.engine.process import Process, last_words, read_pid
+from pyxen.engine.threads import ThreadClock
+from pyxen.errors import EngineError
+
+_INFO = "info.json"
+
+
+def save_info(directory: Path, info: StartedInfo) -> None:
+    """Keep what became known at the start, for an xend that adopts the domain."""
+    path = directory / _INFO
+    path.write_bytes(msgspec.json.encode(info))
+    path.chmod(0o600)
+
+
+def load_info(directory: Path) -> StartedInfo:
+    """The same, read back; empty if it was never written."""
+    try:
+        return msgspec.json.decode((directory / _INFO).read_bytes(), type=StartedInfo)
+    except (OSError, msgspec.DecodeError):
+        return StartedInfo()
+
+
+class ProcessDomain:
+    """One domain's process. Made on xend's event loop.
+
+    ``pid`` None: there is no process any more, ``events`` alone tell what happened.
+    """
+
+    def __init__(
+        self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
+    ) -> None:
+        self.directory = directory
+        self.spec = spec
+        self._info = info or load_info(directory)
+        self._pid = pid or 0
+        self._stopped: Stopped | None = None
+        self._callbacks: list[Callable[[Stopped], None]] = []
+        self._changed = asyncio.Event()
+        self._destroying = False
+        self._events = EventLog(directory / "events")
+        self._unwatch: Callable[[], None] | None = inotify.watch(directory / "events", self._look)
+        self._process: Process | None = None
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process = Process(pid, self._exited)
+        self._clock = ThreadClock(self._pid, spec.config.vcpus)
+        self._look()
+        if self._process is None:
+            self._exited()
+
+    @classmethod
+    def adopt(cls, spec: DomainSpec, directory: Path, inotify: Inotify) -> Self | None:
+        """Take over what an earlier xend started; None if no process is left and no event says why."""
+        pid = read_pid(directory)
+        try:
+            domain = cls(spec, directory, pid, inotify)
+        except FileNotFoundError:  # no events file: the folder went with the host's last boot
+            return None
+        if not domain.alive and domain._events.fate.stopped is None:
+            domain.close()
+            return None
+        return domain
+
+    @property
+    def domid(self) -> int:
+        return self.spec.domid
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def paused(self) -> bool:
+        return self._stopped is None and self._events.fate.paused
+
+    @property
+    def stopped(self) -> Stopped | None:
+        return self._stopped
+
+    @property
+    def info(self) -> StartedInfo:
+        return self._info
+
+    @property
+    def alive(self) -> bool:
+        """Is there a process, be its guest stopped or not?"""
+        return self._process is not None and self._process.alive
+
+    def on_stopped(self, callback: Callable[[Stopped], None]) -> None:
+        if self._stopped is None:
+            self._callbacks.append(callback)
+        else:
+            asyncio.get_running_loop().call_soon(callback, self._stopped)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until the monitor has accepted everything. Raises EngineError with its words if it has not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._events.fate.ready and self.alive:
+                    await self._next_change()
+        except TimeoutError:
+            raise EngineError(
+                f"the monitor of '{self.spec.config.name}' did not answer within {timeout_s:g} s"
+            ) from None
+        if self._events.fate.errors:
+            raise EngineError(f"the monitor of '{self.spec.config.name}' failed: {self._events.fate.errors[0]}")
+        if not self.alive:
+            raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
+
+    async def wait_paused(self, paused: bool) -> None:
+        """Wait until the events say that the guest is (not) paused, or has stopped."""
+        while self._stopped is None and self._events.fate.paused is not paused:
+            await self._next_change()
+
+    async def destroy(self) -> None:
+        self._destroying = True
+        if self._process is not None:
+            await self._process.terminate()
+
+    def statistics(self) -> Statistics:
+        return self._clock.read()
+
+    def close(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+        if self._process is not None:
+            self._process.close()
+        self._events.close()
+        self._callbacks.clear()
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _look(self) -> None:
+        fate = self._events.read()
+        if fate.stopped is not None:
+            self._stop(fate.stopped)
+        self._changed.set()
+
+    def _exited(self) -> None:
+        """The process is gone. What it wrote last is read first: it may have said why."""
+        self._look()
+        if self._stopped is None:
+            reason = ShutdownReason.DESTROYED if self._destroying else ShutdownReason.FAILED
+            self._stop(Stopped(reason, "" if self._destroying else self._words()))
+        self._changed.set()
+
+    def _stop(self, stopped: Stopped) -> None:
+        if self._stopped is not None:
+            return
+        self._stopped = stopped
+        callbacks, self._callbacks = self._callbacks, []
+        loop = asyncio.get_running_loop()
+        for callback in callbacks:
+            loop.call_soon(callback, stopped)
+
+    def _words(self) -> str:
+        return last_words(self.directory / "stderr")
+
+
+def write_pid(directory: Path, pid: int) -> None:
+    """Name the domain's process in its folder, all at once: a half-written number would be another process."""
+    path = directory / "pid.new"
+    path.write_text(f"{pid}\n")
+    path.replace(directory / "pid")

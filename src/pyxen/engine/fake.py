@@ -1,0 +1,169 @@
+"""An engine without guests, for tests: its domains are real processes with real files, so that everything above an
+engine can be tried in milliseconds, adoption after xend's death included.
+
+A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
+``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``crash``, ``shutdown`` (its power button), ``exit`` (dies without
+a word), ``pause``, ``unpause``. Words in the command line change its manners: ``fake.silent`` prints nothing,
+``fake.deaf`` ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from pyxen.api import EngineInfo
+from pyxen.config.model import DomainConfig
+from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
+from pyxen.engine.domain import ProcessDomain, save_info, write_pid
+from pyxen.engine.inotify import Inotify
+from pyxen.engine.process import kill_all, marker, spawn
+from pyxen.errors import Conflict
+
+_READY_S = 20.0
+
+_SCRIPT = r"""
+import json, os, select, signal, sys, time
+directory, name, paused, manners = sys.argv[2], sys.argv[3], sys.argv[4] == "paused", sys.argv[5].split()
+if "fake.fail" in manners:
+    sys.exit("fake: no such machine")
+events = os.open(directory + "/events", os.O_WRONLY | os.O_APPEND)
+console = os.open(directory + "/console.log", os.O_WRONLY | os.O_APPEND)
+inputs = [os.open(directory + "/" + file, os.O_RDWR) for file in ("console.in", "fake.ctl")]
+def tell(message):
+    os.write(events, json.dumps(message).encode() + b"\n")
+def event(kind, **data):
+    now = time.time()
+    tell({"timestamp": {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}, "event": kind, "data": data})
+def shutdown(reason, guest=True):
+    event("SHUTDOWN", guest=guest, reason=reason)
+    if guest:
+        event("STOP")
+def terminated(number, frame):
+    if "fake.stubborn" not in manners:
+        shutdown("host-signal", guest=False)
+        os._exit(0)
+def act(word):
+    if word in ("poweroff", "shutdown") and not (word == "shutdown" and "fake.deaf" in manners):
+        shutdown("guest-shutdown")
+    elif word == "reboot":
+        shutdown("guest-reset")
+    elif word == "crash":
+        event("GUEST_PANICKED", action="pause")
+    elif word == "exit":
+        sys.exit("fake: told to exit")
+    elif word == "pause":
+        event("STOP")
+    elif word == "unpause":
+        event("RESUME")
+signal.signal(signal.SIGTERM, terminated)
+tell({"QMP": {"version": {"qemu": {"major": 0, "minor": 0, "micro": 0}}}})
+tell({"return": {}, "id": "ready"})
+if not paused:
+    event("RESUME")
+if "fake.silent" not in manners:
+    os.write(console, b"fake domain " + name.encode() + b"\r\n")
+rest = {fd: b"" for fd in inputs}
+while True:
+    for fd in select.select(inputs, [], [])[0]:
+        data = os.read(fd, 65536)
+        if fd == inputs[0]:
+            os.write(console, data.replace(b"\n", b"\r\n"))
+        *lines, rest[fd] = (rest[fd] + data.replace(b"\r", b"\n")).split(b"\n")
+        for line in lines:
+            act(line.decode(errors="replace").strip())
+"""
+
+
+class FakeDomain(ProcessDomain):
+    """A process that behaves like a domain's."""
+
+    def control(self, word: str) -> None:
+        """Make it act; see the module. Does not wait."""
+        fd = os.open(self.directory / "fake.ctl", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(fd, f"{word}\n".encode())
+        finally:
+            os.close(fd)
+
+    async def pause(self) -> None:
+        self._must_run("pause")
+        self.control("pause")
+        await self.wait_paused(True)
+
+    async def unpause(self) -> None:
+        self._must_run("unpause")
+        self.control("unpause")
+        await self.wait_paused(False)
+
+    async def request_shutdown(self, reason: str) -> None:
+        self._must_run("shut down")
+        self.control("shutdown")
+
+    async def dump_core(self, path: Path) -> None:
+        await asyncio.to_thread(path.write_bytes, b"\x7fELF" + b"\0" * 60)
+
+    def _must_run(self, action: str) -> None:
+        if self.stopped is not None or not self.alive:
+            raise Conflict(f"cannot {action} '{self.spec.config.name}': its guest has stopped")
+
+
+class FakeEngine:
+    """Starts processes in place of guests. Refuses nothing."""
+
+    name = "qemu"
+    """It stands in for this one."""
+
+    def __init__(self, state: Path | None = None, inotify: Inotify | None = None) -> None:
+        self._inotify = inotify
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(name=self.name, available=True, reason="a stand-in for tests", version="0")
+
+    def check(self, config: DomainConfig) -> list[str]:
+        return []
+
+    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+        os.mkfifo(directory / "fake.ctl", 0o600)
+        pid = spawn(
+            [
+                sys.executable,
+                *("-I", "-S", "-c", _SCRIPT, marker(directory), str(directory), spec.config.name),
+                "paused" if paused else "running",
+                spec.cmdline,
+            ],
+            stderr=directory / "stderr",
+        )
+        write_pid(directory, pid)
+        info = StartedInfo(
+            accelerator="fake",
+            forwards=[
+                f"{each.protocol} {each.address}:{each.host} -> {each.guest}"
+                for vif in spec.config.vif
+                for each in vif.forward
+            ],
+        )
+        save_info(directory, info)
+        domain = FakeDomain(spec, directory, pid, self._watcher(), info)
+        try:
+            await domain.ready(_READY_S)
+            if not paused:
+                await domain.wait_paused(False)
+        except BaseException:
+            await domain.destroy()
+            domain.close()
+            raise
+        return domain
+
+    async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
+        return FakeDomain.adopt(spec, directory, self._watcher())
+
+    def reap(self, directory: Path) -> None:
+        kill_all(directory)
+
+    def _watcher(self) -> Inotify:
+        if self._inotify is None:
+            self._inotify = Inotify()
+        return self._inotify

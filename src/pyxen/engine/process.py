@@ -1,0 +1,164 @@
+"""A process that outlives whoever started it: spawn it, watch it by a pidfd, end it, find it again.
+
+``os.posix_spawn`` is used rather than ``subprocess``: the parent need not hold an object for a child that it may not
+outlive, the C library starts it without copying the parent's memory map, and the descriptors that the child inherits
+are named one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+_GRACE_S = 5.0
+_TAIL_BYTES = 4096
+
+
+def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) -> int:
+    """Start ``argv`` (its first word is an absolute path) in a session of its own; returns its process id.
+
+    Its standard input is empty, its output goes to the file ``stderr``; the descriptors ``pass_fds`` keep their
+    numbers in it. Raises OSError.
+    """
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(stderr), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        # Onto itself: takes the close-on-exec flag off in the child alone, so no other child can get it by accident.
+        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),
+    ]
+    return os.posix_spawn(
+        argv[0],
+        list(argv),
+        os.environ,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    )
+
+
+class Process:
+    """A process known by a pidfd, child or not. ``on_exit`` runs once on the running loop."""
+
+    def __init__(self, pid: int, on_exit: Callable[[], None]) -> None:
+        """Raises ProcessLookupError if there is no such process."""
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self._on_exit = on_exit
+        self._gone = asyncio.Event()
+        self._fd = os.pidfd_open(pid)
+        self._loop.add_reader(self._fd, self._exited)
+
+    @property
+    def alive(self) -> bool:
+        """False once its end has been seen; stays as it is after ``close``."""
+        return not self._gone.is_set()
+
+    async def terminate(self, grace_s: float = _GRACE_S) -> None:
+        """Ask it to end (SIGTERM), make it end after ``grace_s`` seconds, wait until it is gone."""
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._gone.wait(), grace_s)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            await self._gone.wait()
+
+    def close(self) -> None:
+        """Stop watching it; the process runs on."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _signal(self, number: int) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def _exited(self) -> None:
+        _collect(self.pid)
+        self.close()
+        self._gone.set()
+        self._on_exit()
+
+
+def _collect(pid: int) -> None:
+    """Let a dead child go. Someone else's child is its own parent's (or init's) business."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def command_line(pid: int) -> list[bytes]:
+    """The words that a process was started with; empty for one that is gone, a zombie or a kernel thread."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def marker(directory: Path) -> str:
+    """What a domain's process has in one of its arguments, and nothing else has: ``path=DIR/events``.
+
+    In QEMU's way of writing options, where a comma is doubled.
+    """
+    return f"path={directory}/events".replace(",", ",,")
+
+
+def belongs_to(pid: int, directory: Path) -> bool:
+    """Is ``pid`` the process of the domain in this folder? (Somebody's ``tail -f`` of a file in it is not.)"""
+    sought = os.fsencode(marker(directory))
+    return any(
+        word[at + len(sought) :][:1] in (b"", b",") for word in command_line(pid) if (at := word.find(sought)) >= 0
+    )
+
+
+def find(directory: Path) -> list[int]:
+    """The processes that belong to a domain's folder, this one and its threads apart."""
+    own = os.getpid()
+    pids = (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return [pid for pid in pids if pid != own and belongs_to(pid, directory)]
+
+
+def kill_all(directory: Path) -> None:
+    """Kill the processes that belong to a domain's folder, and wait for them. Blocking."""
+    for pid in find(directory):
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            # Looked at again now that the pidfd pins it: the number may have been given to another process.
+            if belongs_to(pid, directory):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                select.select([fd], [], [], _GRACE_S)
+                _collect(pid)
+        finally:
+            os.close(fd)
+
+
+def read_pid(directory: Path) -> int | None:
+    """The living process that the folder's ``pid`` file names, if it is still the domain's."""
+    try:
+        pid = int((directory / "pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if pid > 0 and belongs_to(pid, directory) else None
+
+
+def last_words(path: Path, lines: int = 6) -> str:
+    """The end of a file that a process wrote its complaints to; empty if there are none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(line for line in text.splitlines()[-lines:] if line.strip())
