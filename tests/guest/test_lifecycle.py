@@ -1,0 +1,116 @@
+"""A domain's life with a real kernel, through xm."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.guest.host import PROMPT, Host, type_line, wait_for
+
+
+def make_disk(path: Path, mib: int = 32) -> Path:
+    """An ext4 image; its journal and inode tables are small, since the guest is slow."""
+    with path.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(path)], check=True)
+    return path
+
+
+def test_login_write_reboot_and_find_the_data_again(host: Host) -> None:
+    disk = make_disk(host.root / "data.img")
+    config = host.root / "web.cfg"
+    config.write_text(
+        f'name = "web"\nimage = "tiny"\nmemory = 192\nextra = "tiny.login=1"\ndisk = ["file:{disk},xvda,w"]\n'
+    )
+    out = host.xm("create", str(config))
+    assert out.splitlines()[-1] == "Started domain web (id=1)"
+    console = host.console("web")
+    console.expect("login: ")
+    console.sendline("root")
+    console.expect("Password: ")
+    console.sendline("tiny")
+    console.expect(PROMPT)
+    type_line(console, "mkdir -p /data && mount /dev/vda /data")
+    type_line(console, "head -c 1000000 /dev/urandom > /data/random && sync")
+    digest = type_line(console, "sha256sum < /data/random")
+    assert len(digest.split()[0]) == 64
+    console.sendline("reboot")
+    console.expect("login: ")
+    console.sendline("root")
+    console.expect("Password: ")
+    console.sendline("tiny")
+    console.expect(PROMPT)
+    domain = host.list()["web"]
+    assert domain["domid"] == 2
+    assert domain["restart_count"] == 1
+    type_line(console, "mkdir -p /data && mount /dev/vda /data")
+    assert type_line(console, "sha256sum < /data/random") == digest
+    host.xm("shutdown", "-w", "web")
+    assert "web" not in host.list()
+
+
+def test_pause_stops_the_guest_and_unpause_lets_it_go_on(host: Host) -> None:
+    host.xm("create", "-p", "image=tiny", "name=web", "memory=192")
+    assert host.list()["web"]["state"] == "--p---"
+    host.xm("unpause", "web")
+    host.ready("web").close()
+    host.xm("pause", "web")
+    assert host.list()["web"]["state"] == "--p---"
+    refused = host.try_run("xm", "shutdown", "web")
+    assert refused.returncode == 1
+    assert "is paused" in refused.stderr
+    host.xm("unpause", "web")
+    host.xm("destroy", "web")
+    assert host.list() == {}
+
+
+def test_a_crash_is_noticed_and_preserved(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192", "on_crash=preserve")
+    console = host.ready("web")
+    console.sendline("echo c > /proc/sysrq-trigger")
+    wait_for(lambda: host.list()["web"]["state"] == "----c-", "the crash is seen")
+    assert host.list()["web"]["shutdown_reason"] == "crash"
+    host.xm("destroy", "web")
+
+
+def test_a_crash_with_coredump_destroy_leaves_an_elf_core(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192", "on_crash=coredump-destroy")
+    console = host.ready("web")
+    console.sendline("echo c > /proc/sysrq-trigger")
+    wait_for(lambda: host.list() == {}, "the domain is destroyed")
+    (core,) = (host.root / "state" / "dump").iterdir()
+    with core.open("rb") as file:
+        assert file.read(4) == b"\x7fELF"
+
+
+def test_a_managed_domain_stays_when_it_stops(host: Host) -> None:
+    host.xm("new", "image=tiny", "name=web", "memory=192")
+    assert host.list()["web"]["domid"] is None
+    host.xm("start", "web")
+    host.ready("web").close()
+    host.xm("shutdown", "-w", "web")
+    assert host.list()["web"]["power_state"] == "halted"
+    host.run("xend", "restart")
+    assert "web" in host.list()
+    host.xm("delete", "web")
+    assert host.list() == {}
+
+
+def test_rename_restart_keeps_the_old_one_under_another_name(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192", "on_reboot=rename-restart")
+    console = host.ready("web")
+    console.sendline("reboot")
+    wait_for(lambda: host.list().get("web", {}).get("domid") == 2, "a new domain in its place")
+    (kept,) = [name for name in host.list() if name != "web"]
+    assert kept == f"Domain-{host.list()[kept]['uuid']}"
+    host.xm("destroy", kept)
+    host.xm("destroy", "web")
+
+
+def test_xm_reboot_brings_it_back_under_a_new_id(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192")
+    for domid in (2, 3):
+        host.ready("web").close()
+        host.xm("reboot", "-w", "web")
+        assert host.list()["web"]["domid"] == domid
+    host.xm("destroy", "web")
