@@ -117,8 +117,9 @@ def create() -> list[Row]:
     assert image.ramdisk is not None
     plain = ["qemu-system-x86_64", "-nographic", "-m", "256", "-kernel", image.kernel, "-initrd", image.ramdisk,
              "-append", "console=ttyS0"]  # fmt: skip
-    tuned = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-cpu", "max",
-             "-bios", "qboot.rom", "-m", "256", "-kernel", str(vmlinux), "-initrd", image.ramdisk, "-serial", "stdio",
+    tuned = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc",
+             "-cpu", "max", "-bios", "qboot.rom", "-m", "256", "-kernel", str(vmlinux), "-initrd", image.ramdisk,
+             "-serial", "stdio",
              "-device", "pvpanic", "-append", f"console=ttyS0 {image.cmdline}"]  # fmt: skip
     try:
         ours, default, best = [], [], []
