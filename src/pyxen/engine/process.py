@@ -25,12 +25,15 @@ def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) ->
     Its standard input is empty, its output goes to the file ``stderr``; the descriptors ``pass_fds`` keep their
     numbers in it. Raises OSError.
     """
-    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+    pass_fds = list(pass_fds)
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(stderr), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
         # Onto itself: takes the close-on-exec flag off in the child alone, so no other child can get it by accident.
         *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),
+        # What this process itself was given by its parent (a shell's pipe, say) must not be held open for ever.
+        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in pass_fds),
     ]
     return os.posix_spawn(
         argv[0],
@@ -41,6 +44,16 @@ def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) ->
         setsigmask=[],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
     )
+
+
+def _inheritable() -> list[int]:
+    """Descriptors above 2 that a child would get."""
+    found: list[int] = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if (fd := int(entry.name)) > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
 
 
 class Process:

@@ -1,1 +1,5 @@
-"""QEMU as the monitor of a domain."""
+"""QEMU as a monitor."""
+
+from pyxen.engine.qemu.engine import QemuEngine
+
+__all__ = ["QemuEngine"]

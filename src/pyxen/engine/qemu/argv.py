@@ -1,0 +1,190 @@
+"""QEMU's command line for a domain: pure, from a DomainSpec and what is known of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware
+from pyxen.engine.contract import DomainSpec
+from pyxen.engine.process import marker
+from pyxen.engine.qemu.disks import Drive, disk_arguments
+
+QBOOT = "/usr/share/qemu/qboot.rom"
+_VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
+_SERIAL_CONSOLE = "ttyS0"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the launcher has found or opened before QEMU starts."""
+
+    binary: str
+    directory: Path
+    accelerator: str
+    """``kvm`` or ``tcg``."""
+    host_cpus: int
+    control_fd: int
+    """A listening socket."""
+    kernel: str | None = None
+    ramdisk: str | None = None
+    drives: list[Drive] = field(default_factory=list)
+    netdevs: list[str] = field(default_factory=list)
+    """One for each vif, with ``id=vifN``."""
+    firmware_code: str | None = None
+    firmware_variables: str | None = None
+    vnc: str | None = None
+    """``ADDRESS:DISPLAY``."""
+
+
+def build(spec: DomainSpec, facts: Facts) -> list[str]:
+    """The whole command line but for the fd sets. The guest doesn't run yet: the events monitor is told ``cont``."""
+    config = spec.config
+    arguments = [
+        facts.binary,
+        *("-name", f"guest={_escape(config.name)},debug-threads=on"),
+        *("-uuid", spec.uuid),
+        *("-nodefaults", "-no-user-config", "-S"),
+        *("-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *_monitors(facts),
+        *_machine(spec, facts),
+        *_console(spec, facts),
+        *_boot(spec, facts),
+        *_devices(config, facts),
+    ]
+    if config.type is DomainType.HVM:
+        arguments += _hvm_devices(config, facts)
+    return arguments
+
+
+def kernel_command_line(spec: DomainSpec) -> str:
+    """The guest's command line with the console that the domain's log comes from, unless it names one."""
+    words = spec.cmdline.split()
+    if spec.config.serial == "none" or any(word.startswith("console=") for word in words):
+        return spec.cmdline
+    return f"console={_SERIAL_CONSOLE} {spec.cmdline}".strip()
+
+
+def _escape(value: object) -> str:
+    """For use in one of QEMU's comma-separated lists."""
+    return str(value).replace(",", ",,")
+
+
+def _monitors(facts: Facts) -> list[str]:
+    # A "pipe" is two files, PATH.in and PATH.out, both opened for reading and writing: so nobody need be at the other
+    # end of the FIFO, and what comes out may be a plain file.
+    return [
+        *("-chardev", f"pipe,id=events,{marker(facts.directory)}"),
+        *("-mon", "chardev=events,mode=control"),
+        *("-chardev", f"socket,id=control,fd={facts.control_fd},server=on,wait=off"),
+        *("-mon", "chardev=control,mode=control"),
+        # A stopped guest's process stays, for core dumps and on_…=preserve, until xend ends it.
+        *("-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause"),
+    ]
+
+
+def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
+    config = spec.config
+    if config.type is DomainType.PVH:
+        machine = "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off"
+    else:
+        kind = "q35" if config.hdtype == "ahci" else "pc"
+        machine = f"{kind},vmport=off,usb={'on' if config.usbdevice else 'off'}"
+        if facts.firmware_code:
+            machine += ",pflash0=code,pflash1=variables"
+    kvm = facts.accelerator == "kvm"
+    accelerator = "kvm"
+    if not kvm:
+        # One thread for all VCPUs beats more threads than there are CPUs, most of all while they wait for each other.
+        accelerator = f"tcg,thread={'single' if config.vcpus > facts.host_cpus else 'multi'}"
+    maximum = max(config.vcpus, config.maxvcpus or 0)
+    return [
+        *("-machine", f"{machine},dump-guest-core=off"),
+        *("-accel", accelerator),
+        *("-cpu", "host" if kvm else "max"),
+        *("-smp", f"cpus={config.vcpus},maxcpus={maximum}"),
+        *("-m", f"size={config.memory}M"),
+        *("-rtc", f"base={'localtime' if config.localtime else 'utc'}"),
+    ]
+
+
+def _console(spec: DomainSpec, facts: Facts) -> list[str]:
+    if spec.config.serial == "none" and spec.config.type is DomainType.HVM:
+        return []
+    chardev = f"pipe,id=console0,path={_escape(facts.directory)}/console"
+    if spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split():
+        device = ["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console0"]
+    else:
+        device = ["-serial", "chardev:console0"]
+    return ["-chardev", chardev, *device]
+
+
+def _boot(spec: DomainSpec, facts: Facts) -> list[str]:
+    config = spec.config
+    arguments: list[str] = []
+    if config.type is DomainType.PVH:
+        arguments += ["-bios", QBOOT]
+    elif config.firmware is Firmware.UEFI:
+        arguments += [
+            *(
+                "-blockdev",
+                f"driver=raw,node-name=code,read-only=on,file.driver=file,file.filename={facts.firmware_code}",
+            ),
+            *("-blockdev", f"driver=raw,node-name=variables,file.driver=file,file.filename={facts.firmware_variables}"),
+        ]
+    if config.type is DomainType.HVM:
+        arguments += ["-boot", "menu=off,strict=on"]
+    if facts.kernel:
+        arguments += ["-kernel", facts.kernel]
+        if facts.ramdisk:
+            arguments += ["-initrd", facts.ramdisk]
+        arguments += ["-append", kernel_command_line(spec)]
+    return arguments
+
+
+def boot_indices(config: DomainConfig) -> tuple[dict[str, int], dict[int, int]]:
+    """The firmware's order of trying, from ``boot`` (c disks, d CD-ROMs, n networks): by vdev, and by vif number."""
+    disks: dict[str, int] = {}
+    vifs: dict[int, int] = {}
+    if config.type is DomainType.PVH or config.kernel:
+        return disks, vifs
+    for letter in config.boot:
+        if letter == "n":
+            for number in range(len(config.vif)):
+                vifs[number] = len(disks) + len(vifs)
+        for disk in config.disk:
+            if (letter, disk.devtype) in (("c", DiskType.DISK), ("d", DiskType.CDROM)):
+                disks[disk.vdev] = len(disks) + len(vifs)
+    return disks, vifs
+
+
+def _devices(config: DomainConfig, facts: Facts) -> list[str]:
+    disk_order, vif_order = boot_indices(config)
+    arguments = disk_arguments(config, facts.drives, disk_order)
+    for number, (vif, netdev) in enumerate(zip(config.vif, facts.netdevs, strict=True)):
+        device = f"{_network_card(config, vif.model)},id=nic{number},netdev=vif{number},mac={vif.mac}"
+        if (index := vif_order.get(number)) is not None:
+            device += f",bootindex={index}"
+        else:
+            device += ",romfile="  # a boot ROM costs a second and shows a prompt
+        arguments += ["-netdev", netdev, "-device", device]
+    return [*arguments, *("-device", "pvpanic"), *("-device", "virtio-rng-pci")]
+
+
+def _network_card(config: DomainConfig, model: str | None) -> str:
+    if config.type is DomainType.PVH or model in (None, "virtio", "virtio-net", "netfront"):
+        return "virtio-net-pci"
+    assert model is not None
+    return model
+
+
+def _hvm_devices(config: DomainConfig, facts: Facts) -> list[str]:
+    arguments: list[str] = []
+    if config.vga in _VGA:
+        arguments += ["-device", _VGA[config.vga]]
+    for device in config.usbdevice:
+        arguments += ["-device", {"keyboard": "usb-kbd"}.get(device, f"usb-{device}")]
+    if facts.vnc:
+        arguments += ["-vnc", facts.vnc]
+    return arguments

@@ -1,0 +1,120 @@
+"""The QEMU engine: PVH and HVM domains, on KVM where it works and on TCG everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+from pathlib import Path
+
+from pyxen.api import EngineInfo
+from pyxen.config.model import Accelerator, DomainConfig, DomainType
+from pyxen.engine.contract import DomainSpec, RunningDomain
+from pyxen.engine.inotify import Inotify
+from pyxen.engine.probe import Verdict, kvm_verdict
+from pyxen.engine.process import kill_all
+from pyxen.engine.qemu.disks import check_disks
+from pyxen.engine.qemu.domain import QemuDomain
+from pyxen.engine.qemu.launch import find_binary, find_firmware, launch
+from pyxen.engine.qemu.networks import check_networks
+from pyxen.engine.qemu.words import translate
+from pyxen.errors import ConfigError, EngineError, Unsupported
+
+_READY_S = 60.0
+_MOST_VCPUS = 255
+
+
+@functools.cache
+def _version(binary: str) -> str:
+    """``7.2.22``, as the program says; empty if it doesn't."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    words = done.stdout.split()
+    return words[3] if len(words) > 3 else ""
+
+
+class QemuEngine:
+    """Starts and adopts QEMU processes. ``state`` is where the KVM probe keeps its verdict."""
+
+    name = "qemu"
+
+    def __init__(self, state: Path, inotify: Inotify | None = None) -> None:
+        self._state = state
+        self._inotify = inotify
+
+    def info(self) -> EngineInfo:
+        try:
+            binary = find_binary()
+        except Unsupported as error:
+            reason = f"{error.message}. {error.hint}" if error.hint else error.message
+            return EngineInfo(name=self.name, available=False, reason=reason)
+        verdict = self.verdict()
+        reason = "with KVM" if verdict.usable else f"with TCG, since KVM can't be used: {verdict.reason}"
+        return EngineInfo(name=self.name, available=True, reason=reason, version=_version(binary))
+
+    def verdict(self) -> Verdict:
+        """Can this machine's KVM run a 64-bit guest? Probed once a boot."""
+        return kvm_verdict(self._state)
+
+    def accelerator(self, config: DomainConfig) -> str:
+        """``kvm`` or ``tcg``. Raises Unsupported if KVM is asked for and can't be used."""
+        if config.accel is Accelerator.TCG:
+            return "tcg"
+        verdict = self.verdict()
+        if config.accel is Accelerator.KVM and not verdict.usable:
+            raise Unsupported(
+                f"'{config.name}' wants accel=kvm, but KVM can't be used: {verdict.reason}",
+                hint=verdict.hint or "Leave it out, or say accel=tcg: that works everywhere, but slower.",
+            )
+        return "kvm" if verdict.usable else "tcg"
+
+    def check(self, config: DomainConfig) -> list[str]:
+        find_binary()
+        find_firmware(config)
+        self.accelerator(config)
+        if config.type is DomainType.PVH and config.kernel is None and config.image is None:
+            raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
+        if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
+            raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
+        warnings = [*check_disks(config), *check_networks(config)]
+        if config.maxmem is not None and config.maxmem > config.memory:
+            warnings.append(f"maxmem is not used yet: '{config.name}' keeps its {config.memory} MiB")
+        return warnings
+
+    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+        accelerator = await asyncio.to_thread(self.accelerator, spec.config)
+        launching = asyncio.ensure_future(
+            asyncio.to_thread(launch, spec, directory, accelerator=accelerator, paused=paused)
+        )
+        try:
+            pid, info = await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            # The thread can't be called back: let it finish, then end what it has started.
+            await asyncio.wait([launching])
+            await asyncio.to_thread(self.reap, directory)
+            raise
+        domain = QemuDomain(spec, directory, pid, self._watcher(), info)
+        try:
+            await domain.ready(_READY_S)
+            if not paused:
+                await domain.wait_paused(False)
+        except BaseException as error:
+            await domain.destroy()
+            domain.close()
+            if isinstance(error, EngineError):
+                raise translate(spec.config.name, error.message) from error
+            raise
+        return domain
+
+    async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
+        return QemuDomain.adopt(spec, directory, self._watcher())
+
+    def reap(self, directory: Path) -> None:
+        kill_all(directory)
+
+    def _watcher(self) -> Inotify:
+        if self._inotify is None:
+            self._inotify = Inotify()
+        return self._inotify

@@ -1,0 +1,152 @@
+"""Start a QEMU: open what it needs, give it its user, and let go of it. Blocking; the engine calls it in a thread.
+
+QEMU's console and events monitor are pairs of files, NAME.in and NAME.out, where NAME.out is a link to what the
+contract calls console.log and events. QEMU opens the FIFOs for writing as well as for reading, so it never sees the end
+of either, and xend may come and go.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pyxen.config.model import DomainConfig, DomainType, Firmware
+from pyxen.engine import cgroup
+from pyxen.engine.contract import DomainSpec, StartedInfo
+from pyxen.engine.domain import save_info, write_pid
+from pyxen.engine.events import READY_ID
+from pyxen.engine.process import spawn
+from pyxen.engine.qemu import qmp
+from pyxen.engine.qemu.argv import QBOOT, Facts, build
+from pyxen.engine.qemu.descriptors import Descriptors
+from pyxen.engine.qemu.disks import open_drives
+from pyxen.engine.qemu.networks import open_networks
+from pyxen.engine.qemu.vnc import choose_display
+from pyxen.errors import EngineError, Unsupported
+
+_OVMF_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+_OWNED = ("console.log", "console.in", "events", "events.in", "stderr")
+
+
+def find_binary() -> str:
+    """QEMU's absolute path. Raises Unsupported if it isn't installed."""
+    if (found := shutil.which("qemu-system-x86_64")) is None:
+        raise Unsupported("QEMU is not installed", hint="Install it: apt-get install qemu-system-x86")
+    return found
+
+
+def find_firmware(config: DomainConfig) -> str | None:
+    """The UEFI code that ``config`` needs, if any. Raises Unsupported when a firmware is missing."""
+    if config.type is DomainType.PVH:
+        if not Path(QBOOT).exists():
+            raise Unsupported(f"{QBOOT} is missing", hint="Install it: apt-get install qemu-system-data")
+        return None
+    if config.firmware is not Firmware.UEFI:
+        return None
+    found = next((path for path in _OVMF_CODE if Path(path).exists()), None)
+    if found is None:
+        raise Unsupported("the UEFI firmware is not installed", hint="Install it: apt-get install ovmf")
+    return found
+
+
+def launch(spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool) -> tuple[int, StartedInfo]:
+    """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process."""
+    info = StartedInfo(accelerator=accelerator)
+    try:
+        with Descriptors() as descriptors:
+            arguments = build(spec, _gather(spec, directory, accelerator, paused, descriptors, info))
+            (directory / "stderr").touch(mode=0o600)
+            if spec.uid is not None:
+                _give(directory, spec.uid)
+            pid = spawn(
+                [*_as_user(spec.uid, accelerator), *arguments, *descriptors.arguments],
+                stderr=directory / "stderr",
+                pass_fds=descriptors.fds,
+            )
+        write_pid(directory, pid)
+        save_info(directory, info)
+    except OSError as error:
+        raise EngineError(f"cannot start QEMU for '{spec.config.name}': {error}") from error
+    cgroup.enter(spec.uuid, pid)
+    return pid, info
+
+
+def _gather(
+    spec: DomainSpec, directory: Path, accelerator: str, paused: bool, descriptors: Descriptors, info: StartedInfo
+) -> Facts:
+    """Open and make everything that QEMU will be told of."""
+    config = spec.config
+    code = find_firmware(config)
+    (directory / "console.out").symlink_to("console.log")
+    (directory / "events.out").symlink_to("events")
+    descriptors.take(_give_commands(directory, paused))
+    if config.type is DomainType.HVM and config.vnc:
+        info.vnc = choose_display(config.vnclisten, config.vncdisplay)
+    return Facts(
+        binary=find_binary(),
+        directory=directory,
+        accelerator=accelerator,
+        host_cpus=len(os.sched_getaffinity(0)),
+        control_fd=descriptors.take(qmp.listen(directory)),
+        kernel=_readable(spec.kernel, spec.uid, directory / "kernel"),
+        ramdisk=_readable(spec.ramdisk, spec.uid, directory / "ramdisk"),
+        drives=open_drives(config, descriptors),
+        netdevs=open_networks(spec, descriptors, info),
+        firmware_code=descriptors.open(code, writable=False) if code else None,
+        firmware_variables=descriptors.open(spec.nvram, writable=True) if code and spec.nvram else None,
+        vnc=info.vnc,
+    )
+
+
+def _give_commands(directory: Path, paused: bool) -> int:
+    """Put into the events monitor's FIFO what it is told before anything else.
+
+    Returns a descriptor that must be open until QEMU has opened the FIFO: what is in it goes with its last opener.
+    """
+    fifo = directory / "events.in"
+    os.mkfifo(fifo, 0o600)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    go_on = "" if paused else '{"execute":"cont","id":"cont"}'
+    os.write(fd, f'{{"execute":"qmp_capabilities","id":"{READY_ID}"}}{go_on}'.encode())
+    return fd
+
+
+def _give(directory: Path, uid: int) -> None:
+    """Let the domain's user, and no other but root, into its folder."""
+    for name in _OWNED:
+        os.chown(directory / name, uid, uid)
+    os.chown(directory, uid, uid)
+    directory.chmod(0o700)
+
+
+def _as_user(uid: int | None, accelerator: str) -> list[str]:
+    """The words before QEMU's own that make it run as ``uid`` and as a member of nothing but, with KVM, its group."""
+    if uid is None:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise Unsupported("setpriv is missing", hint="Install it: apt-get install util-linux")
+    groups = ["--clear-groups"]
+    if accelerator == "kvm":
+        device = Path("/dev/kvm").stat()
+        if device.st_gid and device.st_mode & 0o060 == 0o060:
+            groups = [f"--groups={device.st_gid}"]
+    rights = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    return [setpriv, f"--reuid={uid}", f"--regid={uid}", *groups, *rights, "--"]
+
+
+def _readable(path: str | None, uid: int | None, copy: Path) -> str | None:
+    """``path``, or a copy in the domain's folder where its user could not read it: QEMU takes these by name only."""
+    if path is None or uid is None or readable_by_others(Path(path)):
+        return path
+    shutil.copyfile(path, copy)
+    copy.chmod(0o400)
+    os.chown(copy, uid, uid)
+    return str(copy)
+
+
+def readable_by_others(path: Path) -> bool:
+    """May anyone read this file, and pass all folders above it?"""
+    resolved = path.resolve()
+    return bool(resolved.stat().st_mode & 0o004) and all(parent.stat().st_mode & 0o001 for parent in resolved.parents)

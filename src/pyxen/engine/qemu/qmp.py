@@ -1,0 +1,100 @@
+"""Commands to a running QEMU: a connection for each, made when it is needed and closed after it.
+
+Nothing is listened to here; events come by the domain's ``events`` file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyxen.errors import EngineError, Unavailable
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+SOCKET = "control.sock"
+_CONNECT_S = 10.0
+_LONGEST_UNIX_PATH = 107
+
+
+@contextlib.contextmanager
+def _short_path(directory: Path) -> Any:
+    """A name for the socket that fits into a socket address, however deep the folder lies."""
+    path = str(directory / SOCKET)
+    if len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+        yield path
+        return
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def listen(directory: Path) -> int:
+    """Make the control socket, for QEMU to inherit; returns its descriptor. It answers from now on."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short_path(directory) as path:
+            Path(path).unlink(missing_ok=True)
+            listener.bind(path)
+            Path(path).chmod(0o600)
+        listener.listen(8)
+        return listener.detach()
+    finally:
+        listener.close()
+
+
+async def execute(
+    directory: Path,
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    fd: tuple[str, int] | None = None,
+    timeout_s: float | None = 30.0,
+) -> Any:
+    """Have one command carried out; returns its answer. ``fd``: a name and a descriptor that QEMU gets before it.
+
+    Raises EngineError if QEMU refuses it, Unavailable if QEMU can't be reached or doesn't answer in time.
+    """
+    qmp = await asyncio.to_thread(importlib.import_module, "qemu.qmp")
+    try:
+        async with asyncio.timeout(timeout_s), _connected(qmp, directory) as client:
+            if fd is not None:
+                client.send_fd_scm(fd[1])
+                await client.execute("getfd", {"fdname": fd[0]})
+            return await client.execute(command, arguments)
+    except qmp.ExecuteError as error:
+        raise EngineError(f"QEMU refused {command}: {error}") from error
+    except TimeoutError:
+        raise Unavailable(f"QEMU did not answer {command} within {timeout_s:g} s") from None
+    except (qmp.QMPError, OSError, EOFError) as error:
+        raise Unavailable(f"QEMU's control socket does not answer: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _connected(qmp: Any, directory: Path) -> AsyncIterator[QMPClient]:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    client: QMPClient = qmp.QMPClient("pyxen")
+    client.logger.disabled = True
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            with _short_path(directory) as path:
+                await asyncio.get_running_loop().sock_connect(connection, path)
+            await client.connect(connection)
+    except BaseException:
+        connection.close()
+        raise
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(qmp.QMPError, OSError, EOFError):
+            await client.disconnect()
