@@ -1,0 +1,73 @@
+"""Build an image in a process of its own: ``python -m pyxen.image build NAME --images DIR --kernels DIR``.
+
+Each line on standard output is an api.Progress; the last has ``done``, with the image or with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import msgspec
+
+from pyxen import api
+from pyxen.errors import InvalidRequest, PyxenError
+from pyxen.image.store import ImageStore
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 when the image is there, 1 after an error, 143 when told to stop."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    options = _parser().parse_args(arguments)
+    store = ImageStore(options.images.absolute(), options.kernels.absolute())
+    try:
+        image = store.build(options.name, dict(map(_option, options.option)), options.force, _print)
+    except PyxenError as error:
+        problem = api.Problem(type(error).__name__, error.status, str(error), code=error.code, hint=error.hint)
+        _print(api.Progress("Failed", done=True, error=problem))
+        return 1
+    _print(api.Progress("Done", 1.0, done=True, image=image))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pyxen.image")
+    build = parser.add_subparsers(required=True, metavar="build").add_parser("build", help="build an image")
+    build.add_argument("name")
+    build.add_argument("--images", type=Path, required=True, metavar="DIR")
+    build.add_argument("--kernels", type=Path, required=True, metavar="DIR")
+    build.add_argument("--force", action="store_true", help="build again though it is there")
+    build.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def _option(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"option '{text}' has no value", hint="Write it as KEY=VALUE.")
+    return key, value
+
+
+def _print(progress: api.Progress) -> None:
+    line = msgspec.json.encode(progress) + b"\n"
+    try:
+        os.write(1, line)
+    except BrokenPipeError:
+        _stop(signal.SIGPIPE, None)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through the cleaning up of everything under way, which a second signal must not cut short."""
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
