@@ -1,0 +1,190 @@
+"""QEMU's command line, word by word: what a description leads to is a promise, so a change must be seen."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Firmware, Vif
+from pyxen.engine.contract import DomainSpec
+from pyxen.engine.process import marker
+from pyxen.engine.qemu.argv import Facts, boot_indices, build, kernel_command_line
+from pyxen.engine.qemu.disks import Drive, Layer
+
+MAC = "00:16:3e:00:00:01"
+
+
+def make(config: DomainConfig, *, cmdline: str = "", directory: str = "/run/d/7", **facts: object) -> list[str]:
+    spec = DomainSpec(domid=7, uuid="0000-7", config=config, cmdline=cmdline)
+    drives = [
+        Drive(disk, (Layer(f"/dev/fdset/{number}", disk.format.value),) if disk.target else ())
+        for number, disk in enumerate(config.disk, 1)
+    ]
+    known = {"accelerator": "tcg", "host_cpus": 2, "control_fd": 9, "drives": drives, **facts}
+    known["netdevs"] = [f"user,id=vif{number}" for number in range(len(config.vif))]
+    return build(spec, Facts(binary="/bin/qemu", directory=Path(directory), **known))  # type: ignore[arg-type]
+
+
+def after(words: list[str], option: str) -> list[str]:
+    return [value for word, value in itertools.pairwise(words) if word == option]
+
+
+def test_a_pvh_domain() -> None:
+    config = DomainConfig(
+        name="web",
+        memory=512,
+        disk=(Disk(vdev="xvda", target="/srv/a.img", format=DiskFormat.RAW),),
+        vif=(Vif(mac=MAC),),
+    )
+    assert make(config, cmdline="quiet", kernel="/k/vmlinux", ramdisk="/k/initrd") == [
+        "/bin/qemu",
+        *("-name", "guest=web,debug-threads=on"),
+        *("-uuid", "0000-7"),
+        *("-nodefaults", "-no-user-config", "-S"),
+        *("-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-chardev", "pipe,id=events,path=/run/d/7/events"),
+        *("-mon", "chardev=events,mode=control"),
+        *("-chardev", "socket,id=control,fd=9,server=on,wait=off"),
+        *("-mon", "chardev=control,mode=control"),
+        *("-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause"),
+        *("-machine", "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off,dump-guest-core=off"),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", "max"),
+        *("-smp", "cpus=1,maxcpus=1"),
+        *("-m", "size=512M"),
+        *("-rtc", "base=utc"),
+        *("-chardev", "pipe,id=console0,path=/run/d/7/console"),
+        *("-serial", "chardev:console0"),
+        *("-bios", "/usr/share/qemu/qboot.rom"),
+        *("-kernel", "/k/vmlinux"),
+        *("-initrd", "/k/initrd"),
+        *("-append", "console=ttyS0 quiet"),
+        "-blockdev",
+        "driver=raw,node-name=xvda.0,read-only=off,file.driver=file,file.filename=/dev/fdset/1,"
+        "discard=unmap,file.discard=unmap",
+        *("-device", "virtio-blk-pci,id=xvda,serial=xvda,drive=xvda.0"),
+        *("-netdev", "user,id=vif0"),
+        *("-device", f"virtio-net-pci,id=nic0,netdev=vif0,mac={MAC},romfile="),
+        *("-device", "pvpanic"),
+        *("-device", "virtio-rng-pci"),
+    ]
+
+
+def test_an_hvm_domain_boots_as_told() -> None:
+    config = DomainConfig(
+        name="win",
+        type=DomainType.HVM,
+        boot="dcn",
+        vnc=True,
+        usbdevice=("tablet",),
+        localtime=True,
+        disk=(
+            Disk(vdev="hda", target="/srv/c.qcow2", format=DiskFormat.QCOW2),
+            Disk(vdev="hdc", target="/srv/cd.iso", format=DiskFormat.RAW, devtype=DiskType.CDROM),
+            Disk(vdev="xvdb", target="/srv/b.img", format=DiskFormat.RAW, access=DiskAccess.READ),
+        ),
+        vif=(Vif(mac=MAC, model="e1000"),),
+    )
+    words = make(config, vnc="127.0.0.1:3")
+    assert after(words, "-machine") == ["pc,vmport=off,usb=on,dump-guest-core=off"]
+    assert after(words, "-rtc") == ["base=localtime"]
+    assert after(words, "-vnc") == ["127.0.0.1:3"]
+    assert after(words, "-device") == [
+        "ide-hd,id=hda,bus=ide.0,unit=0,drive=hda.0,bootindex=1",
+        "virtio-blk-pci,id=xvdb,serial=xvdb,drive=xvdb.0,bootindex=2",
+        "ide-cd,id=hdc,bus=ide.1,unit=0,drive=hdc.0,bootindex=0",
+        f"e1000,id=nic0,netdev=vif0,mac={MAC},bootindex=3",
+        "pvpanic",
+        "virtio-rng-pci",
+        "VGA",
+        "usb-tablet",
+    ]
+    assert [node for node in after(words, "-blockdev") if "read-only=off" not in node] == [
+        "driver=raw,node-name=xvdb.0,read-only=on,file.driver=file,file.filename=/dev/fdset/3",
+        "driver=raw,node-name=hdc.0,read-only=on,file.driver=file,file.filename=/dev/fdset/2",
+    ]
+
+
+def test_ahci_and_an_empty_drive() -> None:
+    config = DomainConfig(
+        name="h",
+        type=DomainType.HVM,
+        hdtype="ahci",
+        disk=(Disk(vdev="hda", target="/a", format=DiskFormat.RAW), Disk(vdev="sdb", devtype=DiskType.CDROM)),
+    )
+    words = make(config)
+    assert after(words, "-machine")[0].startswith("q35,")
+    assert after(words, "-device")[:3] == [
+        "ich9-ahci,id=sata",
+        "ide-hd,id=hda,bus=ide.0,drive=hda.0,bootindex=0",
+        "ide-cd,id=sdb,bus=sata.1",
+    ]
+
+
+def test_uefi_has_code_and_variables() -> None:
+    config = DomainConfig(name="u", type=DomainType.HVM, firmware=Firmware.UEFI)
+    words = make(config, firmware_code="/dev/fdset/1", firmware_variables="/dev/fdset/2")
+    assert "pflash0=code,pflash1=variables" in after(words, "-machine")[0]
+    assert after(words, "-blockdev") == [
+        "driver=raw,node-name=code,read-only=on,file.driver=file,file.filename=/dev/fdset/1",
+        "driver=raw,node-name=variables,file.driver=file,file.filename=/dev/fdset/2",
+    ]
+
+
+def test_layers_are_given_from_the_bottom() -> None:
+    disk = Disk(vdev="xvda", target="/srv/top.qcow2", format=DiskFormat.QCOW2)
+    drive = Drive(disk, (Layer("/dev/fdset/1", "qcow2"), Layer("/dev/fdset/2", "raw", block_device=True)))
+    nodes = after(make(DomainConfig(name="x", disk=(disk,)), drives=[drive]), "-blockdev")
+    assert nodes == [
+        "driver=raw,node-name=xvda.1,read-only=on,file.driver=host_device,file.filename=/dev/fdset/2",
+        "driver=qcow2,node-name=xvda.0,read-only=off,file.driver=file,file.filename=/dev/fdset/1,"
+        "discard=unmap,file.discard=unmap,backing=xvda.1",
+    ]
+
+
+def test_pvh_disks_come_in_the_order_of_their_letters() -> None:
+    disks = tuple(Disk(vdev=vdev, target="/a", format=DiskFormat.RAW) for vdev in ("xvdaa", "xvdb", "sda", "hdz"))
+    devices = after(make(DomainConfig(name="x", disk=disks)), "-device")
+    assert [device.split(",")[1] for device in devices[:4]] == ["id=sda", "id=xvdb", "id=hdz", "id=xvdaa"]
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "whole"),
+    [
+        ("", "console=ttyS0"),
+        ("root=/dev/vda quiet", "console=ttyS0 root=/dev/vda quiet"),
+        ("console=tty0", "console=tty0"),
+        ("netconsole=x", "console=ttyS0 netconsole=x"),
+    ],
+)
+def test_the_console_is_named_unless_it_is(cmdline: str, whole: str) -> None:
+    spec = DomainSpec(domid=1, uuid="u", config=DomainConfig(name="x"), cmdline=cmdline)
+    assert kernel_command_line(spec) == whole
+
+
+def test_hvc0_is_a_virtio_console() -> None:
+    words = make(DomainConfig(name="x"), cmdline="console=hvc0")
+    assert "virtconsole,chardev=console0" in after(words, "-device")
+    assert "-serial" not in words
+
+
+def test_kvm_takes_the_hosts_cpu_and_many_vcpus_share_a_thread() -> None:
+    kvm = make(DomainConfig(name="x"), accelerator="kvm")
+    assert (after(kvm, "-accel"), after(kvm, "-cpu")) == (["kvm"], ["host"])
+    many = make(DomainConfig(name="x", vcpus=3, maxvcpus=8))
+    assert (after(many, "-accel"), after(many, "-smp")) == (["tcg,thread=single"], ["cpus=3,maxcpus=8"])
+
+
+def test_commas_in_a_folder_stay_in_the_folder() -> None:
+    directory = "/run/a,b=c/7"
+    chardevs = after(make(DomainConfig(name="x"), directory=directory), "-chardev")
+    assert chardevs[0] == "pipe,id=events,path=/run/a,,b=c/7/events"
+    assert chardevs[0].endswith(marker(Path(directory)))
+
+
+def test_direct_boot_has_no_boot_order() -> None:
+    config = DomainConfig(name="x", type=DomainType.HVM, kernel="/k", disk=(Disk(vdev="hda", target="/a"),))
+    assert boot_indices(config) == ({}, {})
