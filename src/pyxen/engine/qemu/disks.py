@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType
 from pyxen.engine.qemu.descriptors import Descriptors
@@ -19,6 +20,7 @@ from pyxen.errors import ConfigError, EngineError, Unsupported
 _QCOW2_MAGIC = b"QFI\xfb"
 _BACKING_FORMAT = 0xE2792ACA  # header extension, QEMU's docs/interop/qcow2.txt
 _END_OF_EXTENSIONS = 0
+_LONGEST_NAME = 1023
 _DEEPEST_CHAIN = 16
 
 
@@ -72,10 +74,9 @@ def _backing(path: str) -> tuple[str, str] | None:
         offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
         if not offset or not length:
             return None
-        if length > 1023:
-            raise ConfigError(f"{path} is damaged: the name of its backing file is too long", key="disk")
-        file.seek(offset)
-        name = os.fsdecode(file.read(length))
+        name = os.fsdecode(_piece(file, offset, length)) if length <= _LONGEST_NAME else ""
+        if not name or "\0" in name:
+            raise ConfigError(f"{path} is damaged: the name of its backing file can't be one", key="disk")
     format = _backing_format(header)
     if format not in ("raw", "qcow2") or name.startswith("json:"):
         raise ConfigError(
@@ -84,6 +85,14 @@ def _backing(path: str) -> tuple[str, str] | None:
             hint=f"Write it down: qemu-img rebase -u -b {name} -F FORMAT {path}",
         )
     return str(Path(path).parent / name.removeprefix("file:")), format
+
+
+def _piece(file: BinaryIO, offset: int, length: int) -> bytes:
+    """``length`` bytes from ``offset``, fewer where the file ends before."""
+    if offset > file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(offset)
+    return file.read(length)
 
 
 def _backing_format(header: bytes) -> str | None:
