@@ -2,6 +2,9 @@
 
 Decoding by msgspec checks types and ranges; :mod:`pyxen.config.check` then checks what spans several
 fields. Keys keep the names of xmdomain.cfg(5) and xl.cfg(5).
+
+Patterns end in ``$(?!\\n)``: Python's ``$`` alone would let a trailing newline through, and ``\\Z`` means nothing to
+the readers of the JSON schema.
 """
 
 from __future__ import annotations
@@ -12,15 +15,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-NAME_PATTERN = r"^[A-Za-z0-9_.:+-]+$"
-UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
+NAME_PATTERN = r"^[A-Za-z0-9_:+][A-Za-z0-9_.:+-]*$(?!\n)"
+UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)"
+INTERFACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$(?!\n)"
+IPV4_PATTERN = r"^[0-9.]{7,15}$(?!\n)"
+VDEV_PATTERN = r"^(xvd|sd|hd|vd)[a-z]{1,2}[0-9]{0,3}$(?!\n)"
+BOOT_PATTERN = r"^[acdn]{0,4}$(?!\n)"
+MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$(?!\n)"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, min_length=1, max_length=64, description="unique name")]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Mib = Annotated[int, Meta(ge=1, le=16 * 1024 * 1024, description="in MiB")]
 VcpuCount = Annotated[int, Meta(ge=1, le=512)]
+UsbDevice = Annotated[str, Meta(pattern=r"^(tablet|mouse|keyboard)$(?!\n)")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -81,7 +89,7 @@ class DiskType(StrEnum):
 class Disk(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A virtual block device (vbd)."""
 
-    vdev: Annotated[str, Meta(pattern=r"^(xvd|sd|hd|vd)[a-z]{1,2}[0-9]{0,3}$", description="xvda, hda, sda, vda, …")]
+    vdev: Annotated[str, Meta(pattern=VDEV_PATTERN, description="xvda, hda, sda, vda, …")]
     target: Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     """Host path of the image or device; empty only for a CD-ROM drive without a disc."""
     format: DiskFormat = DiskFormat.AUTO
@@ -94,8 +102,8 @@ class Forward(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     host: Port
     guest: Port
-    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
-    address: Annotated[str, Meta(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+    protocol: Annotated[str, Meta(pattern=r"^(tcp|udp)$(?!\n)")] = "tcp"
+    address: Annotated[str, Meta(pattern=IPV4_PATTERN)] = "127.0.0.1"
 
 
 class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -103,12 +111,12 @@ class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
     mac: Annotated[str, Meta(pattern=MAC_PATTERN)] | None = None
     """None: xend makes one below 00:16:3e, stable for the domain's life."""
-    bridge: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] | None = None
-    vifname: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] | None = None
-    rate: Annotated[int, Meta(ge=1, description="bytes per second")] | None = None
-    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,32}$")] | None = None
+    bridge: Annotated[str, Meta(pattern=INTERFACE_PATTERN)] | None = None
+    vifname: Annotated[str, Meta(pattern=INTERFACE_PATTERN)] | None = None
+    rate: Annotated[int, Meta(ge=1, le=10**12, description="bytes per second")] | None = None
+    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,32}$(?!\n)")] | None = None
     """Emulated card of an HVM domain (e1000, rtl8139, …); None: virtio."""
-    forward: tuple[Forward, ...] = ()
+    forward: Annotated[tuple[Forward, ...], Meta(max_length=256)] = ()
 
 
 class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -128,7 +136,7 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """VCPUs online at start."""
     maxvcpus: VcpuCount | None = None
 
-    image: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
+    image: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")] | None = None
     """An image of xend's store: its kernel, ramdisk, command line and root disk are the defaults."""
     kernel: Path | None = None
     ramdisk: Path | None = None
@@ -137,23 +145,23 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     root: Text = ""
     extra: Text = ""
 
-    disk: tuple[Disk, ...] = ()
-    vif: tuple[Vif, ...] = ()
+    disk: Annotated[tuple[Disk, ...], Meta(max_length=64)] = ()
+    vif: Annotated[tuple[Vif, ...], Meta(max_length=32)] = ()
 
     on_poweroff: Action = Action.DESTROY
     on_reboot: Action = Action.RESTART
     on_crash: Action = Action.RESTART
 
     firmware: Firmware = Firmware.BIOS
-    boot: Annotated[str, Meta(pattern="^[acdn]{0,4}$", description="a floppy, c disk, d CD-ROM, n network")] = "c"
-    hdtype: Annotated[str, Meta(pattern="^(ide|ahci)$")] = "ide"
+    boot: Annotated[str, Meta(pattern=BOOT_PATTERN, description="a floppy, c disk, d CD-ROM, n network")] = "c"
+    hdtype: Annotated[str, Meta(pattern=r"^(ide|ahci)$(?!\n)")] = "ide"
     vnc: bool = False
-    vnclisten: Annotated[str, Meta(pattern=r"^[0-9.]{7,15}$")] = "127.0.0.1"
+    vnclisten: Annotated[str, Meta(pattern=IPV4_PATTERN)] = "127.0.0.1"
     vncdisplay: Annotated[int, Meta(ge=0, le=59635)] | None = None
     """None: the first free one."""
-    vga: Annotated[str, Meta(pattern="^(stdvga|cirrus|qxl|none)$")] = "stdvga"
-    serial: Annotated[str, Meta(pattern="^(pty|none)$")] = "pty"
-    usbdevice: tuple[Annotated[str, Meta(pattern="^(tablet|mouse|keyboard)$")], ...] = ()
+    vga: Annotated[str, Meta(pattern=r"^(stdvga|cirrus|qxl|none)$(?!\n)")] = "stdvga"
+    serial: Annotated[str, Meta(pattern=r"^(pty|none)$(?!\n)")] = "pty"
+    usbdevice: Annotated[tuple[UsbDevice, ...], Meta(max_length=8)] = ()
     localtime: bool = False
 
     boot_timeout: Annotated[int, Meta(ge=0, le=86400, description="in seconds, 0: never")] = 60

@@ -1,0 +1,295 @@
+"""The keys of a domain's file: what each means, what it takes, and what a line with it looks like.
+
+One table serves the reading of files (:mod:`pyxen.config.coerce`), the messages, the JSON schema's descriptions and
+the reference page. A test holds it against :class:`pyxen.config.model.DomainConfig`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """How a value in a file becomes a value of the model."""
+
+    TEXT = "text"
+    WORD = "word"
+    """Text where the empty string means *not set*."""
+    PATH = "path"
+    NUMBER = "number"
+    MIB = "MiB"
+    FLAG = "flag"
+    WORDS = "words"
+    DISKS = "disks"
+    VIFS = "vifs"
+
+
+class Key(NamedTuple):
+    """One field of the model as a key of a file."""
+
+    name: str
+    group: str
+    kind: Kind
+    expects: str
+    """What a value must be, to follow "must be" in a message."""
+    summary: str
+    example: str
+    """A line for a file."""
+    choices: tuple[str, ...] = ()
+
+
+_ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy", "coredump-restart")
+_MIB = "a number of MiB from 1 to 16777216"
+_COUNT = "a whole number from 1 to 512"
+
+GENERAL, RESOURCES, BOOT, DEVICES, EVENTS, HVM = (
+    "General",
+    "Memory and VCPUs",
+    "What boots",
+    "Disks and networks",
+    "When the domain stops",
+    "HVM domains",
+)
+
+_TABLE = (
+    Key(
+        "name",
+        GENERAL,
+        Kind.TEXT,
+        "1 to 64 letters, digits or any of _ . : + - and may not start with . or -",
+        "The domain's unique name. Without it, the file's name up to the last dot is taken.",
+        'name = "web"',
+    ),
+    Key(
+        "uuid",
+        GENERAL,
+        Kind.WORD,
+        "32 hexadecimal digits in the groups 8-4-4-4-12",
+        "The domain's UUID; xend makes one when there is none.",
+        'uuid = "6c1c0fe2-1f6a-4b66-a6c1-2c2a1f0a4f11"',
+    ),
+    Key("description", GENERAL, Kind.TEXT, "text", "Free text.", 'description = "the web server"'),
+    Key(
+        "type",
+        GENERAL,
+        Kind.WORD,
+        "one of pvh, hvm",
+        "`pvh` boots a Linux kernel directly; `hvm` is a whole PC with firmware, for any system.",
+        'type = "hvm"',
+        ("pvh", "hvm"),
+    ),
+    Key(
+        "engine",
+        GENERAL,
+        Kind.WORD,
+        "one of auto, xen, qemu",
+        "What runs the domain; `auto` takes what the machine is able to do.",
+        'engine = "qemu"',
+        ("auto", "xen", "qemu"),
+    ),
+    Key(
+        "accel",
+        GENERAL,
+        Kind.WORD,
+        "one of auto, kvm, tcg",
+        "How QEMU runs the guest's code; `auto` takes KVM where it works.",
+        'accel = "tcg"',
+        ("auto", "kvm", "tcg"),
+    ),
+    Key("memory", RESOURCES, Kind.MIB, _MIB, "Memory at start, in MiB or with a unit.", "memory = 512"),
+    Key("maxmem", RESOURCES, Kind.MIB, _MIB, "Most memory it may ever get; not set: `memory`.", 'maxmem = "2G"'),
+    Key("vcpus", RESOURCES, Kind.NUMBER, _COUNT, "VCPUs online at start.", "vcpus = 2"),
+    Key("maxvcpus", RESOURCES, Kind.NUMBER, _COUNT, "Most VCPUs it may ever get; not set: `vcpus`.", "maxvcpus = 4"),
+    Key(
+        "image",
+        BOOT,
+        Kind.WORD,
+        "up to 64 lower-case letters, digits or any of . _ -",
+        "An image of xend's store; its kernel, ramdisk, command line and root disk are the defaults.",
+        'image = "tiny"',
+    ),
+    Key("kernel", BOOT, Kind.PATH, "a path", "The kernel to boot: a vmlinux or a bzImage.", 'kernel = "/boot/vmlinuz"'),
+    Key("ramdisk", BOOT, Kind.PATH, "a path", "The kernel's initial ramdisk.", 'ramdisk = "/boot/initrd.img"'),
+    Key(
+        "cmdline",
+        BOOT,
+        Kind.TEXT,
+        "text of at most 4096 characters",
+        "The kernel's command line; `root` and `extra` are put after it.",
+        'cmdline = "console=hvc0 quiet"',
+    ),
+    Key(
+        "root",
+        BOOT,
+        Kind.TEXT,
+        "text of at most 4096 characters",
+        "The root file system, for the command line's `root=`.",
+        'root = "/dev/xvda1 ro"',
+    ),
+    Key(
+        "extra",
+        BOOT,
+        Kind.TEXT,
+        "text of at most 4096 characters",
+        "More words for the kernel's command line.",
+        'extra = "panic=1"',
+    ),
+    Key(
+        "disk",
+        DEVICES,
+        Kind.DISKS,
+        "a list of disks such as ['file:/srv/web.img,xvda,w']",
+        "Block devices, one string each; see *Disks* below.",
+        'disk = ["file:/srv/web.img,xvda,w"]',
+    ),
+    Key(
+        "vif",
+        DEVICES,
+        Kind.VIFS,
+        "a list of interfaces such as ['bridge=br0'] or ['']",
+        "Network interfaces, one string each; see *Network interfaces* below.",
+        'vif = ["forward=2222:22"]',
+    ),
+    Key(
+        "on_poweroff",
+        EVENTS,
+        Kind.WORD,
+        "one of " + ", ".join(_ACTIONS),
+        "What to do when the guest powers off.",
+        'on_poweroff = "preserve"',
+        _ACTIONS,
+    ),
+    Key(
+        "on_reboot",
+        EVENTS,
+        Kind.WORD,
+        "one of " + ", ".join(_ACTIONS),
+        "What to do when the guest reboots.",
+        'on_reboot = "destroy"',
+        _ACTIONS,
+    ),
+    Key(
+        "on_crash",
+        EVENTS,
+        Kind.WORD,
+        "one of " + ", ".join(_ACTIONS),
+        "What to do when the guest crashes.",
+        'on_crash = "coredump-destroy"',
+        _ACTIONS,
+    ),
+    Key(
+        "boot_timeout",
+        EVENTS,
+        Kind.NUMBER,
+        "a whole number of seconds from 0 (never) to 86400",
+        "Report a domain that has printed nothing for so many seconds after its start; 0: never.",
+        "boot_timeout = 120",
+    ),
+    Key(
+        "firmware",
+        HVM,
+        Kind.WORD,
+        "one of bios, uefi",
+        "The PC's firmware. `seabios` and `ovmf` are understood too.",
+        'firmware = "uefi"',
+        ("bios", "uefi"),
+    ),
+    Key(
+        "boot",
+        HVM,
+        Kind.TEXT,
+        "up to four of the letters a (floppy), c (disk), d (CD-ROM), n (network)",
+        "The order in which devices are tried: `a` floppy, `c` disk, `d` CD-ROM, `n` network.",
+        'boot = "dc"',
+    ),
+    Key(
+        "hdtype",
+        HVM,
+        Kind.WORD,
+        "one of ide, ahci",
+        "The controller for the disks called `hda`, `hdb`, …",
+        'hdtype = "ahci"',
+        ("ide", "ahci"),
+    ),
+    Key("vnc", HVM, Kind.FLAG, "0 or 1", "Show the screen by VNC.", "vnc = 1"),
+    Key(
+        "vnclisten",
+        HVM,
+        Kind.WORD,
+        "an IPv4 address such as 127.0.0.1",
+        "The address of the host on which VNC listens. There is no password: think before opening it.",
+        'vnclisten = "127.0.0.1"',
+    ),
+    Key(
+        "vncdisplay",
+        HVM,
+        Kind.NUMBER,
+        "a whole number from 0 to 59635",
+        "VNC's display: its port is 5900 more. Not set: the first free one.",
+        "vncdisplay = 3",
+    ),
+    Key(
+        "vga",
+        HVM,
+        Kind.WORD,
+        "one of stdvga, cirrus, qxl, none",
+        "The graphics card.",
+        'vga = "cirrus"',
+        ("stdvga", "cirrus", "qxl", "none"),
+    ),
+    Key(
+        "serial",
+        HVM,
+        Kind.WORD,
+        "one of pty, none",
+        "The first serial port: `pty` is what `xm console` shows.",
+        'serial = "pty"',
+        ("pty", "none"),
+    ),
+    Key(
+        "usbdevice",
+        HVM,
+        Kind.WORDS,
+        "one or a list of tablet, mouse, keyboard",
+        "Emulated USB devices; a `tablet` makes VNC's pointer follow yours.",
+        'usbdevice = ["tablet"]',
+        ("tablet", "mouse", "keyboard"),
+    ),
+    Key("localtime", HVM, Kind.FLAG, "0 or 1", "The clock shows local time, not UTC.", "localtime = 1"),
+)
+
+KEYS: dict[str, Key] = {key.name: key for key in _TABLE}
+
+PARTS: dict[str, str] = {
+    "disk.vdev": "a device name such as xvda, hda, sda or vda",
+    "disk.target": "a path",
+    "disk.format": "one of raw, qcow2, auto",
+    "disk.access": "one of r, w, w!",
+    "disk.devtype": "one of disk, cdrom",
+    "vif.mac": "six pairs of hexadecimal digits such as 00:16:3e:01:02:03",
+    "vif.bridge": "an interface's name of at most 15 characters",
+    "vif.vifname": "an interface's name of at most 15 characters",
+    "vif.rate": "a rate such as 10MB/s",
+    "vif.model": "a network card's name such as e1000",
+    "vif.forward": "ports such as 2222:22 or udp:5353:53",
+    "vif.forward.host": "a port from 1 to 65535",
+    "vif.forward.guest": "a port from 1 to 65535",
+    "vif.forward.protocol": "one of tcp, udp",
+    "vif.forward.address": "an IPv4 address such as 127.0.0.1",
+}
+"""What the parts of ``disk`` and ``vif`` must be, by their path in the model."""
+
+
+def expected(path: str) -> str | None:
+    """What the value at ``path`` (``memory``, ``disk.vdev``) must be, or None for a path nobody knows."""
+    if key := KEYS.get(path):
+        return key.expects
+    return PARTS.get(path)
+
+
+def reference_markdown() -> str:
+    """The reference page of these keys, in Markdown."""
+    from pyxen.config.reference import reference_markdown as page  # above this module, and for documentation only
+
+    return page()

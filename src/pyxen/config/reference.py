@@ -1,0 +1,96 @@
+"""The reference page of a domain's file, made from the tables of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyxen.config.classic import ALIASES, REASONS, WITHOUT_EFFECT
+from pyxen.config.keys import KEYS, Key
+from pyxen.config.model import DomainConfig
+from pyxen.config.render import literal
+
+_INTRODUCTION = """\
+# A domain's file
+
+`xm create FILE` reads lines `KEY = VALUE`, as xm and xl do:
+
+```python
+# comments start with #
+vmid = 3
+name = "vm%d" % vmid            # text: put together with + and %
+memory = 2 * 256                # numbers: + - * // %
+disk = ["file:/srv/vm%d.img,xvda,w" % vmid]
+vif = [""]                      # lists may go over several lines
+```
+
+The file is data: nothing in it is executed, so `import`, `if`, loops and function calls are refused. A name may be
+used below the line that assigns it. Words `KEY=VALUE` after the file's name beat the file:
+`xm create web.cfg memory=512 disk=file:/srv/other.img,xvda,w`. Relative paths are below the folder in which `xm` runs.
+"""
+
+_FORMS = """\
+## Disks
+
+Each entry of `disk` is one text:
+
+| form | example |
+| --- | --- |
+| xm: `KIND:TARGET,VDEV,ACCESS` | `file:/srv/web.img,xvda,w`, `phy:vg0/web,xvda,w`, `tap:qcow2:/srv/web.qcow2,xvda,w` |
+| xl: `TARGET,FORMAT,VDEV,ACCESS` | `/srv/web.qcow2,qcow2,xvda,rw` |
+| xl, by name; `target=` is last and may hold commas | `format=qcow2,vdev=xvda,access=rw,target=/srv/web.qcow2` |
+| a CD-ROM drive, and an empty one | `file:/srv/cd.iso,hdc:cdrom,r`, `,hdc:cdrom,r` |
+
+FORMAT is `raw`, `qcow2`, or nothing for what the file turns out to be; `file:` and `phy:` are raw. ACCESS is `r`, `w`,
+or `w!` for a disk that other domains write to as well. VDEV is `xvda`, `vda`, `sda` or `hda`, and so on.
+
+## Network interfaces
+
+Each entry of `vif` is one text of `KEY=VALUE` words joined with commas; `""` is an interface with defaults:
+
+| key | meaning |
+| --- | --- |
+| `mac` | the address; not set: one below 00:16:3e that stays with the domain |
+| `bridge` | the host's bridge to be on; not set: a user-mode network of the domain's own |
+| `vifname` | the interface's name on the host |
+| `rate` | the most it sends: `10MB/s`, `80Mb/s` |
+| `type` | `ioemu` for an emulated card (hvm), `vif` for a paravirtual one |
+| `model` | the emulated card: `e1000`, `rtl8139`, … |
+| `forward` | ports of the host that lead to the guest: `2222:22`, `udp:5353:53`, `0.0.0.0:80:80`, joined with `+` |
+"""
+
+
+def reference_markdown() -> str:
+    """The page, in Markdown."""
+    parts = [_INTRODUCTION]
+    for group in dict.fromkeys(key.group for key in KEYS.values()):
+        rows = (_row(key) for key in KEYS.values() if key.group == group)
+        parts.append(f"## {group}\n\n" + _table(("key", "meaning", "default", "example"), rows))
+    parts.append(_FORMS)
+    aliases = ((f"`{key}`", meaning) for key, meaning in ALIASES.items())
+    parts.append("## Other names\n\nUnderstood, and turned into:\n\n" + _table(("key", "instead"), aliases))
+    parts.append("## Keys without effect\n\nFiles with these keys load; a warning says so.\n\n" + _idle())
+    return "\n".join(parts)
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    fields = dict(zip(DomainConfig.__struct_fields__, _defaults(), strict=True))
+    return f"`{key.name}`", key.summary, fields[key.name], f"`{key.example}`"
+
+
+def _defaults() -> list[str]:
+    usual = DomainConfig(name="x")
+    values = (None if name == "name" else getattr(usual, name) for name in DomainConfig.__struct_fields__)
+    return ["" if value in (None, (), "") else f"`{literal(value)}`" for value in values]
+
+
+def _idle() -> str:
+    groups: dict[str, list[str]] = {}
+    for key, about in WITHOUT_EFFECT.items():
+        reason = f" ({REASONS[key]})" if key in REASONS else ""
+        groups.setdefault(about, []).append(f"`{key}`{reason}")
+    return _table(("about", "keys"), ((about, ", ".join(keys)) for about, keys in groups.items()))
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -1,0 +1,68 @@
+"""From a DomainConfig back to the text of a file, which reads back as the same DomainConfig."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from pyxen.config.keys import KEYS, Kind
+from pyxen.config.model import Disk, DiskType, DomainConfig, Vif
+
+
+def render(config: DomainConfig) -> str:
+    """``KEY = VALUE`` lines, in the order of the reference, for all that differs from the defaults."""
+    usual = DomainConfig(name=config.name)
+    lines = []
+    for name, key in KEYS.items():
+        value = getattr(config, name)
+        if name != "name" and value == getattr(usual, name):
+            continue
+        if key.kind is Kind.DISKS:
+            value = tuple(render_disk(disk) for disk in value)
+        elif key.kind is Kind.VIFS:
+            value = tuple(render_vif(vif) for vif in value)
+        lines.append(f"{name} = {literal(value)}\n")
+    return "".join(lines)
+
+
+def render_disk(disk: Disk) -> str:
+    """The disk as xl writes it: ``format=raw,vdev=xvda,access=rw,target=/srv/web.img``."""
+    access = {"r": "ro", "w": "rw"}.get(disk.access, str(disk.access))
+    parts = [f"format={disk.format}", f"vdev={disk.vdev}", f"access={access}"]
+    if disk.devtype is DiskType.CDROM:
+        parts.append("devtype=cdrom")
+    if disk.target:
+        parts.append(f"target={disk.target}")
+    return ",".join(parts)
+
+
+def render_vif(vif: Vif) -> str:
+    """The interface as xm writes it: ``mac=00:16:3e:01:02:03,bridge=br0``; empty for one with defaults."""
+    parts = [f"{key}={value}" for key in ("mac", "bridge", "vifname") if (value := getattr(vif, key))]
+    if vif.rate:
+        parts.append(f"rate={vif.rate}B/s")
+    if vif.model:
+        parts.append(f"model={vif.model}")
+    if vif.forward:
+        forwards = (f"{port.protocol}:{port.address}:{port.host}:{port.guest}" for port in vif.forward)
+        parts.append("forward=" + "+".join(forwards))
+    return ",".join(parts)
+
+
+def literal(value: object) -> str:
+    """A value of the model in the notation of a file."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, str):
+        return msgspec.json.encode(value).decode()  # JSON's escapes are Python's
+    if isinstance(value, tuple):
+        items = [literal(item) for item in value]
+        if sum(map(len, items)) < 80:
+            return f"[{', '.join(items)}]"
+        return "[\n" + "".join(f"    {item},\n" for item in items) + "]"
+    raise TypeError(f"{type(value).__name__} can't be in a domain's description")
