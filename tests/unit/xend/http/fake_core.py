@@ -1,0 +1,171 @@
+"""A core without engines: domains are entries of a dict, consoles are files."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pyxen import api
+from pyxen.api import PowerState
+from pyxen.config.model import DomainConfig
+from pyxen.engine.inotify import Inotify
+from pyxen.errors import Conflict, NotFound, PyxenError
+from pyxen.xend import host
+from pyxen.xend.console import Console
+from pyxen.xend.events import Events
+
+
+class FakeCore:
+    """Implements pyxen.xend.core.Core."""
+
+    def __init__(self, folder: Path) -> None:
+        self.events = Events(limit=100)
+        self.domains: dict[str, api.Domain] = {}
+        self.folder = folder
+        self.consoles: dict[str, Console] = {}
+        self.inotify: Inotify | None = None
+        self.readers: builtins.list[int] = []
+        self.next_domid = 1
+        self.building = 0
+        self.failure: Exception | None = None
+
+    def add(self, name: str, **config: Any) -> api.Domain:
+        return self._add(DomainConfig(name=name, **config))
+
+    def open_console(self, domain: api.Domain) -> Path:
+        """Give a domain a console of its own; returns its folder. Needs a running loop."""
+        self.inotify = self.inotify or Inotify()
+        folder = self.folder / str(domain.domid)
+        folder.mkdir()
+        (folder / "console.log").touch()
+        os.mkfifo(folder / "console.in")
+        self.readers.append(os.open(folder / "console.in", os.O_RDWR | os.O_NONBLOCK))
+        self.consoles[domain.uuid] = Console(folder, self.inotify)
+        return folder
+
+    def close(self) -> None:
+        for console in self.consoles.values():
+            console.close("test ended")
+        for reader in self.readers:
+            os.close(reader)
+        if self.inotify is not None:
+            self.inotify.close()
+
+    def list(self) -> builtins.list[api.Domain]:
+        if self.failure is not None:
+            raise self.failure
+        return [host.dom0(running_mib=0), *sorted(self.domains.values(), key=lambda each: each.name)]
+
+    def get(self, ref: str) -> api.Domain:
+        if ref == "Domain-0":
+            return host.dom0(running_mib=0)
+        for domain in self.domains.values():
+            if ref in (domain.name, domain.uuid, str(domain.domid)):
+                return domain
+        raise NotFound(f"Domain '{ref}' does not exist")
+
+    def vcpus(self, ref: str) -> api.VcpuList:
+        domain = self.get(ref)
+        return api.VcpuList(domain.domid, domain.name, [api.Vcpu(0, True, "r--", 0, 1.5)])
+
+    async def create(self, request: api.CreateRequest) -> api.Domain:
+        if any(each.name == request.config.name for each in self.domains.values()):
+            raise Conflict(f"Domain '{request.config.name}' already exists")
+        domain = self._add(request.config)
+        domain.managed = request.managed
+        return domain
+
+    async def start(self, ref: str, *, paused: bool) -> api.Domain:
+        return self._become(ref, PowerState.PAUSED if paused else PowerState.RUNNING)
+
+    async def shutdown(self, ref: str, reason: str) -> api.Domain:
+        return self._become(ref, PowerState.SHUTDOWN)
+
+    async def destroy(self, ref: str) -> api.Domain:
+        return self._become(ref, PowerState.HALTED)
+
+    async def pause(self, ref: str) -> api.Domain:
+        return self._become(ref, PowerState.PAUSED)
+
+    async def unpause(self, ref: str) -> api.Domain:
+        return self._become(ref, PowerState.RUNNING)
+
+    async def rename(self, ref: str, name: str) -> api.Domain:
+        domain = self._become(ref, self.get(ref).power_state)
+        domain.name = name
+        return domain
+
+    async def delete(self, ref: str) -> None:
+        del self.domains[self._become(ref, PowerState.HALTED).uuid]
+
+    def console(self, ref: str) -> Console:
+        domain = self.get(ref)
+        console = self.consoles.get(domain.uuid)
+        if console is None:
+            raise Conflict(f"Domain '{domain.name}' is not running")
+        return console
+
+    def host(self) -> api.Host:
+        from pyxen.paths import Roots
+
+        return host.host_facts(engines=[], domains_running=0, roots=Roots(self.folder, self.folder))
+
+    def dmesg(self) -> str:
+        return "(XEN) hello\n"
+
+    def images(self) -> api.ImageList:
+        return api.ImageList(images=[], buildable=["tiny"])
+
+    async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
+        if name not in ("tiny", "slow", "broken"):
+            raise NotFound(f"there is no recipe for an image '{name}'")
+        return self._build(name)
+
+    async def remove_image(self, name: str) -> None:
+        raise NotFound(f"there is no image '{name}'")
+
+    async def _build(self, name: str) -> AsyncIterator[api.Progress]:
+        self.building += 1
+        try:
+            yield api.Progress("unpack", fraction=0.5)
+            if name == "slow":
+                await asyncio.Event().wait()
+            if name == "broken":
+                raise PyxenError("the kernel is missing", hint="Install one.")
+            yield api.Progress("done", fraction=1.0, done=True)
+        finally:
+            self.building -= 1
+
+    def _add(self, config: DomainConfig) -> api.Domain:
+        domain = api.Domain(
+            domid=self.next_domid,
+            name=config.name,
+            uuid=config.uuid or str(uuid.uuid4()),
+            power_state=PowerState.RUNNING,
+            state="r-----",
+            managed=False,
+            memory_mib=config.memory,
+            maxmem_mib=config.memory,
+            vcpus=config.vcpus,
+            maxvcpus=config.vcpus,
+            cpu_time_s=0.0,
+            created_at=0.0,
+            config=msgspec.structs.replace(config),
+        )
+        self.next_domid += 1
+        self.domains[domain.uuid] = domain
+        return domain
+
+    def _become(self, ref: str, state: PowerState) -> api.Domain:
+        domain = self.get(ref)
+        if domain.domid == 0:
+            raise Conflict("Cannot change privileged domain Domain-0")
+        domain.power_state = state
+        return domain
