@@ -129,9 +129,7 @@ def _make_ring() -> Ring:
 
 
 def _formatter(renderer: Processor) -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[structlog.stdlib.add_log_level, renderer], foreign_pre_chain=[], keep_exc_info=True
-    )
+    return structlog.stdlib.ProcessorFormatter(processors=[renderer])
 
 
 def _keep_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -146,7 +144,7 @@ def _render_message(_logger: WrappedLogger, _method: str, event: EventDict) -> s
     words += [
         f"{key}={_word(value)}"
         for key, value in event.items()
-        if not key.startswith("_") and key not in ("event", "level", "exc_info")
+        if not key.startswith("_") and key not in ("event", "exc_info", "stack_info")
     ]
     return " ".join(words)
 
@@ -155,7 +153,7 @@ def _render_line(logger: WrappedLogger, method: str, event: EventDict) -> str:
     record: logging.LogRecord = event["_record"]
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     line = f"{seconds}.{int(record.msecs):03d}Z {record.levelname.lower():<8} {_render_message(logger, method, event)}"
-    failure = event.get("exc_info") or record.exc_info
+    failure = event.get("exc_info")
     if isinstance(failure, tuple) and failure[1] is not None:
         traceback = structlog.processors.ExceptionRenderer()(logger, method, {"exc_info": failure})["exception"]
         line += "".join(f"\n    {row}" for row in traceback.splitlines())
