@@ -1,0 +1,234 @@
+"""xend's API as data: how each call is asked and its answer read. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from pyxen import api, errors
+from pyxen.config.model import DomainConfig
+from pyxen.errors import NotFound, PyxenError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+JSON = "application/json"
+
+
+class DomainNotFound(NotFound):
+    """No domain has this name, id or UUID; ``ref`` is what was asked for."""
+
+    def __init__(self, ref: str, *, hint: str | None = None) -> None:
+        super().__init__(f"Domain '{ref}' does not exist", hint=hint)
+        self.ref = ref
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T_co]):
+    """One request, and the type of its answer (None: an empty one, ``str``: plain text)."""
+
+    method: str
+    target: str
+    answer: type[T_co]
+    body: bytes | None = None
+    ref: str | None = None
+    """The domain that the call is about."""
+
+    @property
+    def safe(self) -> bool:
+        """Asking twice is the same as asking once."""
+        return self.method == "GET"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"Accept": f"{JSON}, application/problem+json"}
+        if self.body is not None:
+            headers["Content-Type"] = JSON
+        return headers
+
+
+def decode(call: Call[T], status: int, body: bytes) -> T:
+    """The answer to ``call``; raises the PyxenError that ``status`` and ``body`` describe."""
+    if status >= 300:
+        raise problem(status, body, ref=call.ref)
+    if call.answer is type(None):
+        return None
+    if call.answer is str:
+        return body.decode(errors="replace")  # type: ignore[return-value]
+    return decode_json(body, call.answer)
+
+
+def decode_json(body: bytes, kind: type[T]) -> T:
+    """Raises PyxenError if ``body`` is not a ``kind``: then xend is of another version, or it is not xend."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise PyxenError(
+            f"xend's answer can't be read: {error}",
+            hint="Are xm and xend of the same version? See: xm version",
+        ) from error
+
+
+def problem(status: int, body: bytes, *, ref: str | None = None) -> PyxenError:
+    """The exception for an answer that says no."""
+    try:
+        said = msgspec.json.decode(body, type=api.Problem)
+    except msgspec.DecodeError:
+        said = api.Problem(title="", status=status, detail=f"xend answered with HTTP status {status}")
+    return from_problem(said, ref=ref)
+
+
+def from_problem(said: api.Problem, *, ref: str | None = None) -> PyxenError:
+    """The exception for a problem body, by its code, else by its status."""
+    detail = said.detail or said.title
+    if ref is not None and said.code == NotFound.code and detail == f"Domain '{ref}' does not exist":
+        return DomainNotFound(ref, hint=said.hint)
+    if said.code == errors.ConfigError.code:
+        return errors.ConfigError(detail, hint=said.hint, key=said.key)
+    kind = _BY_CODE.get(said.code) or _BY_STATUS.get(said.status, PyxenError)
+    return kind(detail, hint=said.hint)
+
+
+_PLAIN: tuple[type[PyxenError], ...] = (
+    errors.InvalidRequest,
+    errors.Unsupported,
+    errors.NotFound,
+    errors.Conflict,
+    errors.ResourceExhausted,
+    errors.Unavailable,
+    errors.OutcomeUnknown,
+    errors.EngineError,
+)
+_BY_CODE = {kind.code: kind for kind in _PLAIN}
+_BY_STATUS = {kind.status: kind for kind in _PLAIN if kind is not errors.EngineError}
+
+
+def _domain_path(ref: str, verb: str = "") -> str:
+    # A name never holds these, and they would make another path.
+    if ref in ("", ".", "..") or "/" in ref:
+        raise DomainNotFound(ref, hint="See what there is: xm list")
+    return f"/v1/domains/{quote(ref, safe='')}" + (f"/{verb}" if verb else "")
+
+
+def _post(ref: str, verb: str, body: msgspec.Struct | None = None) -> Call[api.Domain]:
+    data = None if body is None else msgspec.json.encode(body)
+    return Call("POST", _domain_path(ref, verb), api.Domain, data, ref)
+
+
+def host() -> Call[api.Host]:
+    return Call("GET", "/v1/host", api.Host)
+
+
+def version() -> Call[api.Version]:
+    return Call("GET", "/v1/version", api.Version)
+
+
+def domains() -> Call[api.DomainList]:
+    return Call("GET", "/v1/domains", api.DomainList)
+
+
+def domain(ref: str) -> Call[api.Domain]:
+    return Call("GET", _domain_path(ref), api.Domain, ref=ref)
+
+
+def vcpus(ref: str) -> Call[api.VcpuList]:
+    return Call("GET", _domain_path(ref, "vcpus"), api.VcpuList, ref=ref)
+
+
+def create(config: DomainConfig, *, paused: bool, managed: bool) -> Call[api.Domain]:
+    body = msgspec.json.encode(api.CreateRequest(config=config, paused=paused, managed=managed))
+    return Call("POST", "/v1/domains", api.Domain, body)
+
+
+def start(ref: str, *, paused: bool) -> Call[api.Domain]:
+    return _post(ref, "start", api.StartRequest(paused=paused))
+
+
+def shutdown(ref: str, reason: str) -> Call[api.Domain]:
+    return _post(ref, "shutdown", api.ShutdownRequest(reason=reason))
+
+
+def rename(ref: str, name: str) -> Call[api.Domain]:
+    return _post(ref, "rename", api.RenameRequest(name=name))
+
+
+def destroy(ref: str) -> Call[api.Domain]:
+    return _post(ref, "destroy")
+
+
+def pause(ref: str) -> Call[api.Domain]:
+    return _post(ref, "pause")
+
+
+def unpause(ref: str) -> Call[api.Domain]:
+    return _post(ref, "unpause")
+
+
+def delete(ref: str) -> Call[None]:
+    return Call("DELETE", _domain_path(ref), type(None), ref=ref)
+
+
+def log(tail: int | None) -> Call[str]:
+    return Call("GET", "/v1/log" + ("" if tail is None else f"?tail={tail}"), str)
+
+
+def dmesg() -> Call[str]:
+    return Call("GET", "/v1/dmesg", str)
+
+
+def images() -> Call[api.ImageList]:
+    return Call("GET", "/v1/images", api.ImageList)
+
+
+def build_image(name: str, *, force: bool, options: dict[str, str]) -> Call[api.Progress]:
+    body = msgspec.json.encode(api.BuildRequest(force=force, options=options))
+    return Call("POST", f"/v1/images/{quote(name, safe='')}/build", api.Progress, body)
+
+
+def remove_image(name: str) -> Call[None]:
+    return Call("DELETE", f"/v1/images/{quote(name, safe='')}", type(None))
+
+
+def schema() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/schema/domain", dict)
+
+
+def events(after: int | None) -> Call[api.Event]:
+    return Call("GET", "/v1/events" + ("" if after is None else "?" + urlencode({"after": after})), api.Event)
+
+
+def console_target(ref: str, *, after: int | None, wait: bool) -> str:
+    """Path and query of a console's WebSocket."""
+    query = {"after": after, "wait": 1 if wait else None}
+    present = {key: value for key, value in query.items() if value is not None}
+    return _domain_path(ref, "console") + ("?" + urlencode(present) if present else "")
+
+
+def progress(line: bytes) -> api.Progress | None:
+    """One line of a build; None for an empty one. Raises the error that the line reports."""
+    if not line.strip():
+        return None
+    step = decode_json(line, api.Progress)
+    if step.error is not None:
+        raise from_problem(step.error)
+    return step
+
+
+class EventLines:
+    """Reads a ``text/event-stream`` line by line."""
+
+    def __init__(self) -> None:
+        self._data: list[bytes] = []
+
+    def feed(self, line: bytes) -> api.Event | None:
+        """Take one line (with or without its end); returns the event that it completes."""
+        line = line.rstrip(b"\r\n")
+        if line.startswith(b"data:"):
+            self._data.append(line[5:].removeprefix(b" "))
+            return None
+        if line or not self._data:
+            return None
+        data, self._data = b"\n".join(self._data), []
+        return decode_json(data, api.Event)

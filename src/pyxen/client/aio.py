@@ -1,0 +1,211 @@
+"""The asynchronous client, for services: the same calls as :class:`pyxen.client.Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pyxen import api
+from pyxen.client import _calls
+from pyxen.client._calls import Call
+from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, find_address, lost, unreachable
+from pyxen.config.model import DomainConfig
+from pyxen.errors import PyxenError, Unavailable
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+_HEARTBEAT_S = 45.0
+
+
+class AsyncClient:
+    """Typed calls on one xend; see Client for what ``ref``, ``patience_s`` and the errors mean.
+
+    Calls may run at the same time. Use it as ``async with AsyncClient() as client``.
+    """
+
+    def __init__(
+        self, address: Address | None = None, *, timeout: float | None = DEFAULT_TIMEOUT_S, patience_s: float = 0
+    ) -> None:
+        import httpx2
+
+        self.address = address or find_address()
+        self._patience_s = patience_s
+        socket = self.address.socket
+        self._http = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=None if socket is None else str(socket)),
+            base_url=f"http://{self.address.netloc}",
+            headers=self.address.headers,
+            timeout=timeout,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def host(self) -> api.Host:
+        return await self._call(_calls.host())
+
+    async def version(self) -> api.Version:
+        return await self._call(_calls.version())
+
+    async def domains(self) -> list[api.Domain]:
+        """Domain-0 first, then by name; managed ones that are not running included."""
+        return (await self._call(_calls.domains())).domains
+
+    async def domain(self, ref: str) -> api.Domain:
+        return await self._call(_calls.domain(ref))
+
+    async def create(self, config: DomainConfig, *, paused: bool = False, managed: bool = False) -> api.Domain:
+        """Start a domain that is forgotten when it ends, or with ``managed`` define one that is kept."""
+        return await self._call(_calls.create(config, paused=paused, managed=managed))
+
+    async def start(self, ref: str, *, paused: bool = False) -> api.Domain:
+        """Start a managed domain."""
+        return await self._call(_calls.start(ref, paused=paused))
+
+    async def shutdown(self, ref: str, reason: str = "poweroff") -> api.Domain:
+        """Ask the guest to ``poweroff``, ``reboot`` or ``halt``; does not wait for it."""
+        return await self._call(_calls.shutdown(ref, reason))
+
+    async def destroy(self, ref: str) -> api.Domain:
+        """End a domain at once."""
+        return await self._call(_calls.destroy(ref))
+
+    async def pause(self, ref: str) -> api.Domain:
+        return await self._call(_calls.pause(ref))
+
+    async def unpause(self, ref: str) -> api.Domain:
+        return await self._call(_calls.unpause(ref))
+
+    async def rename(self, ref: str, name: str) -> api.Domain:
+        return await self._call(_calls.rename(ref, name))
+
+    async def delete(self, ref: str) -> None:
+        """Forget a managed domain that is not running."""
+        await self._call(_calls.delete(ref))
+
+    async def vcpus(self, ref: str) -> api.VcpuList:
+        return await self._call(_calls.vcpus(ref))
+
+    async def log(self, tail: int | None = None) -> str:
+        """xend's log, or its last ``tail`` lines."""
+        return await self._call(_calls.log(tail))
+
+    async def dmesg(self) -> str:
+        return await self._call(_calls.dmesg())
+
+    async def images(self) -> api.ImageList:
+        return await self._call(_calls.images())
+
+    async def remove_image(self, name: str) -> None:
+        await self._call(_calls.remove_image(name))
+
+    async def schema(self) -> dict[str, Any]:
+        """The JSON schema of a domain's description."""
+        return await self._call(_calls.schema())
+
+    async def build_image(
+        self, name: str, *, force: bool = False, options: dict[str, str] | None = None
+    ) -> AsyncIterator[api.Progress]:
+        """Build an image; yields its steps, the last has ``done``. Closing the iterator ends the build."""
+        async with self._stream(_calls.build_image(name, force=force, options=options or {}), None) as lines:
+            async for line in lines:
+                if step := _calls.progress(line):
+                    yield step
+                    if step.done:
+                        return
+        raise Unavailable(f"xend went away while it built image '{name}'")
+
+    async def events(self, after: int | None = None) -> AsyncIterator[api.Event]:
+        """What happens from now on, or after the event number ``after``, without end."""
+        deadline = None
+        while True:
+            try:
+                async with self._stream(_calls.events(after), _HEARTBEAT_S) as lines:
+                    deadline = None
+                    reader = _calls.EventLines()
+                    async for line in lines:
+                        if event := reader.feed(line):
+                            after = event.sequence
+                            yield event
+                raise Unavailable("xend has ended the event stream")
+            except Unavailable:
+                deadline = deadline or time.monotonic() + self._patience_s
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(min(0.2, self._patience_s))
+
+    async def _call(self, call: Call[T]) -> T:
+        deadline = time.monotonic() + self._patience_s if call.safe else 0.0
+        pause = 0.05
+        while True:
+            try:
+                return await self._once(call)
+            except Unavailable:
+                if time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    async def _once(self, call: Call[T]) -> T:
+        import httpx2
+
+        try:
+            response = await self._http.request(call.method, call.target, content=call.body, headers=call.headers)
+        except httpx2.TransportError as error:
+            raise self._explain(call, error) from error
+        return _calls.decode(call, response.status_code, response.content)
+
+    @asynccontextmanager
+    async def _stream(self, call: Call[Any], silence: float | None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The body's lines as they come; ``silence`` is the longest wait for one, in seconds."""
+        import httpx2
+
+        try:
+            async with self._http.stream(
+                call.method,
+                call.target,
+                content=call.body,
+                headers=call.headers,
+                timeout=httpx2.Timeout(10.0, read=silence),
+            ) as response:
+                if response.status_code >= 300:
+                    raise _calls.problem(response.status_code, await response.aread())
+                yield (line.encode() async for line in response.aiter_lines())
+        except httpx2.TransportError as error:
+            raise self._explain(call, error) from error
+
+    def _explain(self, call: Call[Any], error: httpx2.TransportError) -> PyxenError:
+        import httpx2
+
+        if isinstance(error, httpx2.ConnectTimeout):
+            return unreachable(self.address, TimeoutError())
+        if isinstance(error, httpx2.ConnectError):
+            return unreachable(self.address, _os_error(error))
+        if isinstance(error, httpx2.TimeoutException):
+            return lost(call, self.address, TimeoutError())
+        return lost(call, self.address, error)
+
+
+def _os_error(error: BaseException) -> OSError:
+    """The system's own error below the library's."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError):
+            return below
+        below = below.__cause__ or below.__context__
+    return OSError(str(error))

@@ -1,0 +1,173 @@
+"""The synchronous client: what xm and most scripts use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pyxen import api
+from pyxen.client import _calls
+from pyxen.client._calls import Call
+from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, Transport, find_address
+from pyxen.config.model import DomainConfig
+from pyxen.errors import Unavailable
+
+if TYPE_CHECKING:
+    from pyxen.client.console import Console
+
+T = TypeVar("T")
+_HEARTBEAT_S = 45.0
+"""xend says something on the event stream every 15 s; three times that is silence."""
+
+
+class Client:
+    """Typed calls on one xend.
+
+    ``ref`` is a domain's name, id or UUID. Every call raises a :class:`pyxen.errors.PyxenError`: DomainNotFound
+    for an unknown ``ref``, Unavailable if xend is not there, OutcomeUnknown if the answer to an order was lost.
+    ``patience_s``: for so many seconds a question (never an order) is asked again while xend is away, as in a restart.
+    """
+
+    def __init__(
+        self, address: Address | None = None, *, timeout: float | None = DEFAULT_TIMEOUT_S, patience_s: float = 0
+    ) -> None:
+        self.address = address or find_address()
+        self._transport = Transport(self.address, timeout=timeout)
+        self._timeout = timeout
+        self._patience_s = patience_s
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; the next call connects again."""
+        self._transport.close()
+
+    def patient(self, seconds: float) -> Client:
+        """A client of the same xend that asks again for ``seconds`` while xend is away."""
+        return Client(self.address, timeout=self._timeout, patience_s=seconds)
+
+    def host(self) -> api.Host:
+        return self._call(_calls.host())
+
+    def version(self) -> api.Version:
+        return self._call(_calls.version())
+
+    def domains(self) -> list[api.Domain]:
+        """Domain-0 first, then by name; managed ones that are not running included."""
+        return self._call(_calls.domains()).domains
+
+    def domain(self, ref: str) -> api.Domain:
+        return self._call(_calls.domain(ref))
+
+    def create(self, config: DomainConfig, *, paused: bool = False, managed: bool = False) -> api.Domain:
+        """Start a domain that is forgotten when it ends, or with ``managed`` define one that is kept."""
+        return self._call(_calls.create(config, paused=paused, managed=managed))
+
+    def start(self, ref: str, *, paused: bool = False) -> api.Domain:
+        """Start a managed domain."""
+        return self._call(_calls.start(ref, paused=paused))
+
+    def shutdown(self, ref: str, reason: str = "poweroff") -> api.Domain:
+        """Ask the guest to ``poweroff``, ``reboot`` or ``halt``; does not wait for it."""
+        return self._call(_calls.shutdown(ref, reason))
+
+    def destroy(self, ref: str) -> api.Domain:
+        """End a domain at once."""
+        return self._call(_calls.destroy(ref))
+
+    def pause(self, ref: str) -> api.Domain:
+        return self._call(_calls.pause(ref))
+
+    def unpause(self, ref: str) -> api.Domain:
+        return self._call(_calls.unpause(ref))
+
+    def rename(self, ref: str, name: str) -> api.Domain:
+        return self._call(_calls.rename(ref, name))
+
+    def delete(self, ref: str) -> None:
+        """Forget a managed domain that is not running."""
+        self._call(_calls.delete(ref))
+
+    def vcpus(self, ref: str) -> api.VcpuList:
+        return self._call(_calls.vcpus(ref))
+
+    def log(self, tail: int | None = None) -> str:
+        """xend's log, or its last ``tail`` lines."""
+        return self._call(_calls.log(tail))
+
+    def dmesg(self) -> str:
+        return self._call(_calls.dmesg())
+
+    def images(self) -> api.ImageList:
+        return self._call(_calls.images())
+
+    def remove_image(self, name: str) -> None:
+        self._call(_calls.remove_image(name))
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a domain's description."""
+        return self._call(_calls.schema())
+
+    def build_image(
+        self, name: str, *, force: bool = False, options: dict[str, str] | None = None
+    ) -> Iterator[api.Progress]:
+        """Build an image; yields its steps, the last has ``done``. Leaving the iterator ends the build."""
+        call = _calls.build_image(name, force=force, options=options or {})
+        with self._transport.stream(call) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines))
+            for line in lines:
+                if step := _calls.progress(line):
+                    yield step
+                    if step.done:
+                        return
+        raise Unavailable(f"xend went away while it built image '{name}'", hint=f"Again: xm image build {name}")
+
+    def events(self, after: int | None = None) -> Iterator[api.Event]:
+        """What happens from now on, or after the event number ``after``, without end.
+
+        A patient client goes on where it was when xend comes back.
+        """
+        deadline = None
+        while True:
+            try:
+                with self._transport.stream(_calls.events(after), timeout=_HEARTBEAT_S) as (status, lines):
+                    if status >= 300:
+                        raise _calls.problem(status, b"".join(lines))
+                    deadline = None
+                    reader = _calls.EventLines()
+                    for line in lines:
+                        if event := reader.feed(line):
+                            after = event.sequence
+                            yield event
+                raise Unavailable("xend has ended the event stream")
+            except Unavailable:
+                deadline = deadline or time.monotonic() + self._patience_s
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(min(0.2, self._patience_s))
+
+    def console(self, ref: str, *, wait: bool = False) -> Console:
+        """The console of a running domain; see :class:`pyxen.client.console.Console`."""
+        from pyxen.client.console import Console
+
+        return Console(self.address, ref, wait=wait)
+
+    def _call(self, call: Call[T]) -> T:
+        deadline = time.monotonic() + self._patience_s if call.safe else 0.0
+        pause = 0.05
+        while True:
+            try:
+                status, body = self._transport.request(call)
+                return _calls.decode(call, status, body)
+            except Unavailable:
+                if time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)

@@ -1,0 +1,166 @@
+"""The command ``xm`` itself: finds the sub-command that was meant, and imports only that."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from pyxen.xm.command import CONTEXT
+from pyxen.xm.session import Session
+
+SECTIONS: dict[str, dict[str, str]] = {
+    "Domains": {
+        "create": "Start a domain from a file or from key=value words.",
+        "list": "Show the domains.",
+        "console": "Connect to a domain's console.",
+        "shutdown": "Ask domains to shut down.",
+        "reboot": "Ask domains to reboot.",
+        "destroy": "End a domain at once.",
+        "pause": "Stop a domain's VCPUs.",
+        "unpause": "Let a paused domain run on.",
+        "rename": "Give a domain another name.",
+    },
+    "Managed domains (kept while they don't run)": {
+        "new": "Define a managed domain, without starting it.",
+        "start": "Start a managed domain.",
+        "delete": "Forget a managed domain.",
+    },
+    "Looking": {
+        "domid": "Print a domain's id.",
+        "domname": "Print a domain's name.",
+        "domstate": "Print a domain's state in a word.",
+        "vcpu-list": "Show the domains' virtual CPUs.",
+        "uptime": "Show for how long domains have been running.",
+        "top": "Watch what the domains use.",
+        "info": "Show what this machine is and can do.",
+        "events": "Show what happens, as it happens.",
+        "log": "Print xend's log.",
+        "dmesg": "Print the hypervisor's messages.",
+    },
+    "Descriptions and images": {
+        "config": "Check, show and explain domain configuration files.",
+        "image": "List, build and remove images to boot.",
+    },
+    "xm": {
+        "help": "Show this list, or a command's help.",
+        "version": "Print the versions of xm and xend.",
+        "completion": "Print a shell's completion script.",
+    },
+}
+SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
+
+# What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
+CLASSIC = frozenset(
+    [
+        "block-attach",
+        "block-configure",
+        "block-detach",
+        "block-list",
+        "cpupool-create",
+        "cpupool-list",
+        "debug-keys",
+        "dump-core",
+        "mem-max",
+        "mem-set",
+        "migrate",
+        "network-attach",
+        "network-detach",
+        "network-list",
+        "pci-attach",
+        "pci-detach",
+        "pci-list",
+        "reset",
+        "restore",
+        "resume",
+        "save",
+        "sched-credit",
+        "sched-credit2",
+        "sched-sedf",
+        "serve",
+        "shell",
+        "suspend",
+        "sysrq",
+        "trigger",
+        "usb-attach",
+        "usb-detach",
+        "usb-list",
+        "vcpu-pin",
+        "vcpu-set",
+        "vncviewer",
+    ]
+)
+
+
+class UnknownCommand(click.UsageError):
+    """No sub-command has this name; ``hint`` names the nearest."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(f"Subcommand {name} not found!")
+        self.hint = hint
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of :mod:`pyxen.xm.commands`, imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUMMARIES:
+            return None
+        module = import_module(f"pyxen.xm.commands.{cmd_name.replace('-', '_')}")
+        found: click.Command = module.command
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = resolve(args[0])
+        return name, self.get_command(ctx, name), args[1:]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()), col_max=12)
+
+
+def resolve(word: str) -> str:
+    """The sub-command that ``word`` is, or is the beginning of; raises UnknownCommand."""
+    if word in SUMMARIES:
+        return word
+    if word in CLASSIC:
+        raise UnknownCommand(word, "This version of pyxen does not have it yet. What there is: xm help")
+    meant = [name for name in SUMMARIES if name.startswith(word)] if len(word) >= 2 else []
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise UnknownCommand(word, f"It may be {' or '.join(meant)}")
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, SUMMARIES, n=1)
+    raise UnknownCommand(word, f"Did you mean: xm {near[0]}?" if near else "What there is: xm help")
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from pyxen import __version__
+
+        click.echo(f"xm {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings=CONTEXT, subcommand_metavar="COMMAND [ARGS]...")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.option(
+    "-V", "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print xm's."
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Manage this machine's domains, through xend.
+
+    A command's name may be shortened as long as it is clear. DOMAIN is a name, an id or a UUID. Every command
+    explains itself: xm COMMAND --help.
+    """
+    session = ctx.ensure_object(Session)
+    session.debug = debug

@@ -1,0 +1,73 @@
+"""What xm's commands have in common: examples in their help, and arguments that several of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from pyxen.xm.session import Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+pass_session = click.make_pass_decorator(Session)
+
+
+class Command(click.Command):
+    """A click command with example calls at the end of its help."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+def subcommand(name: str, *, examples: Sequence[str]) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function the command ``name``; its docstring is the help."""
+
+    def decorate(function: Callable[..., Any]) -> Command:
+        return click.command(name, cls=Command, examples=examples, context_settings=CONTEXT)(function)
+
+    return decorate
+
+
+def complete_domains(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the domains that xend has; nothing if it does not say so at once."""
+    from pyxen.client import Client
+    from pyxen.errors import PyxenError
+
+    try:
+        with Client(timeout=0.5) as client:
+            return [each.name for each in client.domains() if each.name.startswith(incomplete)]
+    except PyxenError:
+        return []
+
+
+def domain_argument(name: str = "domain", **options: Any) -> Callable[[F], F]:
+    """A domain's name, id or UUID."""
+    metavar = options.pop("metavar", name.upper())
+    return click.argument(name, metavar=metavar, shell_complete=complete_domains, **options)
+
+
+def domains_argument(**options: Any) -> Callable[[F], F]:
+    """Any number of domains."""
+    return domain_argument("domains", nargs=-1, metavar="[DOMAIN]...", **options)
+
+
+def format_option(function: F) -> F:
+    """``--format json|table``, by default what XM_FORMAT says."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        envvar="XM_FORMAT",
+        help="Text for people (the default), or one JSON document with the names of the API. [env: XM_FORMAT]",
+    )(function)

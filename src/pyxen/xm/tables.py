@@ -1,0 +1,120 @@
+"""The classic columns, exactly as wide as xm printed them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from pyxen.api import Domain, Host, Image, VcpuList
+
+Paint = Callable[[str], str]
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+def _domid(domain: Domain) -> str:
+    return "" if domain.domid is None else str(domain.domid)
+
+
+def domains(listed: Iterable[Domain], paint: Paint = _plain) -> Iterator[str]:
+    """xm list."""
+    yield f"{'Name':<40} {'ID':>5} {'Mem':>5} {'VCPUs':>5} {'State':>10} {'Time(s)':>9}"
+    for each in listed:
+        state = paint(f"{each.state:>10}")
+        yield (
+            f"{each.name:<40} {_domid(each):>5} {each.memory_mib:>5} {each.vcpus:>5} {state} {each.cpu_time_s:>8.1f}"
+        )
+
+
+def vcpus(lists: Iterable[VcpuList], host_cpus: int) -> Iterator[str]:
+    """xm vcpu-list."""
+    yield f"{'Name':<32} {'ID':>5} {'VCPU':>5} {'CPU':>5} {'State':>5} {'Time(s)':>9} CPU Affinity"
+    for each in lists:
+        domid = "" if each.domid is None else str(each.domid)
+        for vcpu in each.vcpus:
+            if each.domid is None:
+                cpu, state = "", ""
+            else:
+                cpu = "-" if vcpu.cpu is None else str(vcpu.cpu)
+                state = vcpu.state
+            yield (
+                f"{each.name:<32} {domid:>5} {vcpu.number:>5} {cpu:>5} {state:>5}  {vcpu.time_s:>8.1f} "
+                f"{affinity(vcpu.affinity, host_cpus)}"
+            )
+
+
+def affinity(cpus: list[int] | None, host_cpus: int) -> str:
+    """``any cpu``, ``no cpus``, or ranges such as ``0-1,3``."""
+    if cpus is None or set(range(host_cpus)) <= set(cpus):
+        return "any cpu"
+    ranges: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if ranges and ranges[-1][1] == cpu - 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges) or "no cpus"
+
+
+def info(host: Host) -> Iterator[str]:
+    """xm info: the classic keys, then pyxen's."""
+    facts: dict[str, object] = {
+        "host": host.host,
+        "release": host.release,
+        "version": host.version,
+        "machine": host.machine,
+        "nr_cpus": host.nr_cpus,
+        "nr_nodes": host.nr_nodes,
+        "cores_per_socket": host.cores_per_socket,
+        "threads_per_core": host.threads_per_core,
+        "cpu_mhz": f"{host.cpu_mhz:.0f}",
+        "cpu_model": host.cpu_model,
+        "virt_caps": host.virt_caps,
+        "total_memory": host.total_memory_mib,
+        "free_memory": host.free_memory_mib,
+        "domains_running": host.domains_running,
+        "accelerator": host.accelerator,
+        "kvm": host.kvm_verdict,
+    }
+    for engine in host.engines:
+        facts[f"engine_{engine.name}"] = f"{engine.version} ({engine.reason})" if engine.version else engine.reason
+    facts |= {"pyxen_version": host.pyxen_version, "state_root": host.state_root, "run_root": host.run_root}
+    for key, value in facts.items():
+        yield f"{key:<23}: {'(none)' if value == '' else value}"
+
+
+def uptime(listed: Iterable[tuple[Domain, float]]) -> Iterator[str]:
+    """xm uptime, of domains and the seconds that they have been up."""
+    yield f"{'Name':<33} {'ID':>4} Uptime "
+    for each, seconds in listed:
+        days, hours, minutes, rest = _split(seconds)
+        yield f"{each.name:<32} {_domid(each):>5} {_days(days)}{hours:>2}:{minutes:02}:{rest:02}"
+
+
+def uptime_short(listed: Iterable[tuple[Domain, float]], now: float) -> Iterator[str]:
+    """xm uptime -s; ``now`` in seconds since 1970."""
+    clock = time.strftime("%H:%M:%S", time.localtime(now))
+    for each, seconds in listed:
+        days, hours, minutes, _ = _split(seconds)
+        yield f" {clock} up {_days(days)}{hours}:{minutes:02}, {each.name} ({_domid(each)})"
+
+
+def _split(seconds: float) -> tuple[int, int, int, int]:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return days, hours, minutes, rest
+
+
+def _days(days: int) -> str:
+    return f"{days} day{'' if days == 1 else 's'}, " if days else ""
+
+
+def images(listed: Iterable[Image]) -> Iterator[str]:
+    """xm image list."""
+    yield f"{'Name':<20} {'Kind':<8} {'Size(MiB)':>9} {'Created':<16} Kernel"
+    for each in listed:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.created_at))
+        yield f"{each.name:<20} {each.kind:<8} {each.size_bytes / 2**20:>9.1f} {created:<16} {each.kernel_release}"
