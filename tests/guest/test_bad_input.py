@@ -44,7 +44,7 @@ CASES = [
     ("unknown image", ["image=nothing", "name=x"], "nothing"),
     ("a bad name", ["image=tiny", "name=a b"], "name"),
     ("pv", ["image=tiny", "name=x", "type=pv"], "pv"),
-    ("the name of domain 0", ["image=tiny", "name=Domain-0"], "domain 0"),
+    ("the name of domain 0", ["image=tiny", "name=Domain-0"], "Domain-0"),
     ("maxmem below memory", ["image=tiny", "name=x", "memory=256", "maxmem=128"], "maxmem"),
     ("no such bridge", ["image=tiny", "name=x", "vif=bridge=nobridge9"], "nobridge9"),
     ("KVM that can't", ["image=tiny", "name=x", "accel=kvm"], "kvm"),

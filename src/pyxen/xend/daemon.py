@@ -168,7 +168,6 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
         try:
             await server.serve(sockets=sockets)
         finally:
-            events.publish("xend-stopping")
             log.info("xend stopping")
             for live in life.registry.live.values():
                 live.process.close()

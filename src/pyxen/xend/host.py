@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxen import __version__, api
+from pyxen.engine.probe import Verdict, kvm_verdict
 from pyxen.paths import Roots
 
 PROC = Path("/proc")
@@ -49,12 +50,12 @@ def host_facts(
     engines: Sequence[api.EngineInfo],
     domains_running: int,
     roots: Roots,
-    accelerator: str = "",
-    kvm_verdict: str = "",
+    verdict: Verdict | None = None,
     proc: Path = PROC,
     sys: Path = SYS,
 ) -> api.Host:
-    """Everything that ``xm info`` says."""
+    """Everything that ``xm info`` says. Without a ``verdict`` KVM is probed, once a boot: call it in a thread."""
+    verdict = verdict or kvm_verdict(roots.state)
     names = os.uname()
     cpus = read_cpus(proc, sys)
     memory = read_memory(proc)
@@ -75,8 +76,8 @@ def host_facts(
         uptime_s=float(_read(proc / "uptime").partition(" ")[0] or 0),
         pyxen_version=__version__,
         domains_running=domains_running,
-        accelerator=accelerator,
-        kvm_verdict=kvm_verdict,
+        accelerator="kvm" if verdict.usable else "tcg",
+        kvm_verdict=verdict.reason,
         engines=list(engines),
         state_root=str(roots.state),
         run_root=str(roots.run),

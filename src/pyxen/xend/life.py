@@ -230,15 +230,14 @@ class Life:
     async def _release(self, record: Record, reason: ShutdownReason) -> None:
         """Close what is held of a domain whose process has ended, keep its last words, remove its folder."""
         live = self.registry.live.pop(record.uuid, None)
-        if live is None:
-            return
-        for timer in live.timers:
-            timer.cancel()
-        directory = self.directory(live.spec.domid)
-        await asyncio.to_thread(self._keep_last_words, record.name, live.console)
-        live.process.close()
-        live.console.close(reason.value)
-        await asyncio.to_thread(shutil.rmtree, directory, True)
+        if live is not None:
+            for timer in live.timers:
+                timer.cancel()
+            await asyncio.to_thread(self._keep_last_words, record.name, live.console)
+            live.process.close()
+            live.console.close(reason.value)
+        if record.domid is not None:
+            await asyncio.to_thread(self.sweep, self.directory(record.domid))
 
     def _keep_last_words(self, name: str, console: Console) -> None:
         """The end of the console outlives the domain, in STATE/console/NAME.log, for whoever asks why it died."""

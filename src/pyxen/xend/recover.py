@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pyxen.api import ShutdownReason
-from pyxen.engine.contract import DomainSpec, Engine, RunningDomain
+from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
 from pyxen.xend.life import Life
 from pyxen.xend.store import Origin, Phase, Record
@@ -59,8 +59,13 @@ async def _find_again(life: Life, record: Record, *, same_boot: bool) -> None:
     assert record.domid is not None
     directory = life.directory(record.domid)
     found = await _adopt(life, record, directory)
+    if found is None and same_boot and directory.is_dir():
+        life.spawn(
+            life.stopped(record.uuid, record.domid, Stopped(ShutdownReason.FAILED, "it died while xend was away"))
+        )
+        return
     if found is None:
-        # The host has been restarted, or somebody removed the folder of a domain whose process is gone.
+        # The host has been restarted, or somebody removed the folder of a domain.
         life.log.warning("domain lost", name=record.name, domid=record.domid, host_restarted=not same_boot)
         record.last_reason = ShutdownReason.FAILED
         await asyncio.to_thread(life.sweep, directory)

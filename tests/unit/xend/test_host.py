@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyxen.api import PowerState
+from pyxen.engine.probe import Verdict
 from pyxen.paths import Roots
 from pyxen.xend import host
 
@@ -50,7 +51,9 @@ def sys(tmp_path: Path) -> Path:
 
 def test_host_facts(proc: Path, sys: Path) -> None:
     roots = Roots(Path("/s"), Path("/r"))
-    facts = host.host_facts(engines=[], domains_running=3, roots=roots, proc=proc, sys=sys)
+    verdict = Verdict(True, "it ran a guest")
+    facts = host.host_facts(engines=[], domains_running=3, roots=roots, verdict=verdict, proc=proc, sys=sys)
+    assert (facts.accelerator, facts.kvm_verdict) == ("kvm", "it ran a guest")
     assert (facts.cpu_model, facts.cpu_mhz) == ("AMD EPYC 7B13", 2450.0)
     assert (facts.nr_nodes, facts.cores_per_socket, facts.threads_per_core) == (2, 4, 2)
     assert facts.virt_caps == "hvm hap hvm_directio"
@@ -79,7 +82,9 @@ def test_more_promised_than_there_is(proc: Path) -> None:
 
 def test_a_host_that_hides_everything(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
-    facts = host.host_facts(engines=[], domains_running=0, roots=Roots(tmp_path, tmp_path), proc=nothing, sys=nothing)
+    roots, verdict = Roots(tmp_path, tmp_path), Verdict(False, "there is no /dev/kvm")
+    facts = host.host_facts(engines=[], domains_running=0, roots=roots, verdict=verdict, proc=nothing, sys=nothing)
+    assert facts.accelerator == "tcg"
     assert (facts.total_memory_mib, facts.virt_caps, facts.nr_nodes) == (0, "", 1)
     assert host.dom0(running_mib=0, proc=nothing).cpu_time_s == 0
 

@@ -16,7 +16,9 @@ from pyxen import api
 from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.probe import Verdict
 from pyxen.errors import Conflict, NotFound, PyxenError
+from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
 from pyxen.xend.events import Events
@@ -113,9 +115,8 @@ class FakeCore:
         return console
 
     def host(self) -> api.Host:
-        from pyxen.paths import Roots
-
-        return host.host_facts(engines=[], domains_running=0, roots=Roots(self.folder, self.folder))
+        verdict = Verdict(False, "there is no /dev/kvm")
+        return host.host_facts(engines=[], domains_running=0, roots=Roots(self.folder, self.folder), verdict=verdict)
 
     def dmesg(self) -> str:
         return "(XEN) hello\n"
