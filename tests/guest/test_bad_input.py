@@ -55,9 +55,9 @@ CASES = [
 @pytest.mark.parametrize(("words", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_create_says_what_is_wrong(shared: Host, words: list[str], expected: str) -> None:
     if expected == "kvm":
-        from pyxen.engine.probe import probe
+        from pyxen.engine.probe import kvm_verdict
 
-        if probe(shared.root / "state").usable:
+        if kvm_verdict(shared.root / "state").usable:
             pytest.skip("KVM works on this machine, so there is nothing to refuse")
     done = shared.try_run("xm", "create", *words)
     assert done.returncode == 1, done.stdout

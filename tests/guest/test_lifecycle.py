@@ -35,14 +35,15 @@ def test_login_write_reboot_and_find_the_data_again(host: Host) -> None:
     digest = type_line(console, "sha256sum < /data/random")
     assert len(digest.split()[0]) == 64
     console.sendline("reboot")
+    console.expect("Domain web has ended \\(reboot\\)")
+    wait_for(lambda: host.list()["web"]["domid"] == 2, "the domain is back under a new id")
+    console = host.console("web")
     console.expect("login: ")
     console.sendline("root")
     console.expect("Password: ")
     console.sendline("tiny")
     console.expect(PROMPT)
-    domain = host.list()["web"]
-    assert domain["domid"] == 2
-    assert domain["restart_count"] == 1
+    assert host.list()["web"]["restart_count"] == 1
     type_line(console, "mkdir -p /data && mount /dev/vda /data")
     assert type_line(console, "sha256sum < /data/random") == digest
     host.xm("shutdown", "-w", "web")

@@ -21,7 +21,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from pyxen.api import ShutdownReason
-from pyxen.config.model import Action
+from pyxen.config.model import Action, DomainConfig
 from pyxen.engine.choose import choose
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.engine.inotify import Inotify
@@ -109,10 +109,9 @@ class Life:
         record.origin = origin
         prepared: Prepared | None = None
         try:
-            engine = choose(record.config, self.engines)
-            warnings = engine.check(record.config)
-            # Named before anything is made, and before the first wait: of two creations at once one must lose here.
+            # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
+            engine, warnings = await asyncio.to_thread(self._choose, record.config)
             domid = await self.store.begin_build(record)
             prepared = await asyncio.to_thread(
                 prepare,
@@ -133,6 +132,11 @@ class Life:
         self._hold(record, spec, process)
         self.tell("domain-started", record, paused=paused, engine=engine.name)
         return [*warnings, *prepared.warnings, *process.info.warnings]
+
+    def _choose(self, config: DomainConfig) -> tuple[Engine, list[str]]:
+        """The engine for a domain, and its warnings. May take a second, once a boot: it tries what KVM can do."""
+        engine = choose(config, self.engines)
+        return engine, engine.check(config)
 
     def _uid(self, domid: int) -> int | None:
         return self.settings.first_uid + domid % 60_000 if os.geteuid() == 0 else None

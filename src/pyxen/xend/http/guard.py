@@ -23,7 +23,7 @@ class Guard:
         self._wanted = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _is_unix(scope):
+        if scope["type"] != "lifespan" and not _is_unix(scope):
             self._check(dict(scope["headers"]))
         await self._app(scope, receive, send)
 

@@ -79,7 +79,7 @@ class Problems:
             return
         except Exception as error:
             if not isinstance(error, PyxenError):
-                _log.exception("%s %s failed", scope.get("method", scope["type"]), scope["path"])
+                _log.exception("%s %s failed", scope.get("method", scope["type"]), scope.get("path", ""))
             if not begun:
                 await _refuse(error, scope, receive, send)
             elif scope["type"] == "websocket":
