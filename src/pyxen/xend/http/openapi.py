@@ -57,8 +57,8 @@ def domain_schema() -> dict[str, Any]:
 
 
 def _structs(operations: Iterable[Operation]) -> list[type[msgspec.Struct]]:
-    named = [struct for each in operations for struct in (each.body, each.result) if struct is not None]
-    return list(dict.fromkeys([*named, api.Problem, api.Event, api.Progress]))
+    named = [struct for each in operations for struct in (each.body, each.result, each.item) if struct is not None]
+    return list(dict.fromkeys([*named, api.Problem]))
 
 
 def _path_item(path: str) -> dict[str, Any]:
@@ -109,11 +109,20 @@ def _responses(operation: Operation, reference: dict[type[msgspec.Struct], Any])
     if operation.result is not None:
         success["content"] = {operation.media_type: {"schema": reference[operation.result]}}
     elif operation.status == 200:
-        kind = {"type": "object"} if operation.media_type == "application/json" else {"type": "string"}
-        success["content"] = {operation.media_type: {"schema": kind}}
+        success["content"] = {operation.media_type: {"schema": _other_content(operation, reference)}}
     problem = {MEDIA_TYPE: {"schema": reference[api.Problem]}}
     statuses = {*_ANY_ERRORS, *operation.errors, *(_BODY_ERRORS if operation.body else ())}
     return {
         str(operation.status): success,
         **{str(each): {"description": HTTPStatus(each).phrase, "content": problem} for each in sorted(statuses)},
     }
+
+
+def _other_content(operation: Operation, reference: dict[type[msgspec.Struct], Any]) -> dict[str, Any]:
+    """What isn't one struct: text, a document that describes itself, or a stream of structs as far as 3.1 can say."""
+    if operation.item is None:
+        return {"type": "object" if operation.media_type == "application/json" else "string"}
+    item = {"type": "string", "contentMediaType": "application/json", "contentSchema": reference[operation.item]}
+    if operation.media_type == "text/event-stream":
+        return {"type": "object", "properties": {"id": {"type": "string"}, "data": item}}
+    return {"type": "string", "description": f"one {operation.item.__name__} a line"}

@@ -77,6 +77,8 @@ class Operation:
     media_type: str = _JSON
     stream: bool = False
     """The response may go on for ever."""
+    item: type[msgspec.Struct] | None = None
+    """What a stream consists of."""
     parameters: Sequence[Parameter] = ()
     errors: Sequence[int] = ()
     """Statuses, besides those that any operation may have."""

@@ -27,7 +27,7 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
         Operation("GET", "/v1/version", "getVersion", "xend's version", get_version, result=api.Version),
         Operation(
             "GET", "/v1/events", "followEvents", "What happens, as server-sent events of type Event", _events,
-            media_type="text/event-stream", stream=True,
+            media_type="text/event-stream", stream=True, item=api.Event,
             parameters=(
                 Parameter("after", "replay what is still kept after this sequence number"),
                 Parameter("Last-Event-ID", "the same, as browsers say it on reconnecting", where="header"),

@@ -31,7 +31,7 @@ OPERATIONS = (
               result=api.ImageList),
     Operation(
         "POST", f"{_ONE}/build", "buildImage", "Build an image: lines of Progress; leaving ends the building", _build,
-        body=api.BuildRequest, body_optional=True, media_type="application/x-ndjson", stream=True,
+        body=api.BuildRequest, body_optional=True, media_type="application/x-ndjson", stream=True, item=api.Progress,
         errors=(404, 409, 422, 507),
     ),
     Operation("DELETE", _ONE, "removeImage", "Remove an image that no domain uses", _remove,

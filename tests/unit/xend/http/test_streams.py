@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,7 +55,8 @@ async def exchange(app: ASGIApp, method: str, path: str, **headers: str) -> Asyn
         "query_string": query.encode(),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
-    task = asyncio.create_task(over_unix(app)(scope, one.receive, one.send))  # type: ignore[arg-type]
+    serving: Coroutine[Any, Any, None] = over_unix(app)(scope, one.receive, one.send)  # type: ignore[assignment]
+    task = asyncio.create_task(serving)
     try:
         start = await one.sent.get()
         assert start["status"] == 200
@@ -83,7 +84,10 @@ async def test_events_come_as_they_happen(app: ASGIApp, core: FakeCore) -> None:
         await task
 
 
-@pytest.mark.parametrize(("path", "headers"), [("?after=1", {}), ("", {"last_event_id": "1"}), ("?after=0", {"last_event_id": "1"})])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [("?after=1", {}), ("", {"last_event_id": "1"}), ("?after=0", {"last_event_id": "1"})],
+)
 async def test_events_are_replayed(app: ASGIApp, core: FakeCore, path: str, headers: dict[str, str]) -> None:
     for kind in ("one", "two", "three"):
         core.events.publish(kind)
