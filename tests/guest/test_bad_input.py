@@ -18,6 +18,7 @@ def shared(tiny: object) -> Iterator[Host]:
     (host.root / "garbage").write_bytes(b"\x00\x01garbage" * 1000)
     (host.root / "disk.img").write_bytes(bytes(1 << 20))
     (host.root / "empty.img").touch()
+    (host.root / "nokernel.cfg").write_text("memory = 64\n")
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(host.root / "cut.qcow2"), "1G"], check=True)
     cut = host.root / "cut.qcow2"
     cut.write_bytes(cut.read_bytes()[:70000])
@@ -29,7 +30,7 @@ CASES = [
     ("wrong file", ["missing.cfg"], "Unable to open config file: missing.cfg"),
     ("missing kernel", ["kernel=/nowhere/vmlinuz", "name=x"], "kernel /nowhere/vmlinuz does not exist"),
     ("no kernel", ["kernel=garbage", "name=x"], "is not a kernel"),
-    ("no kernel at all", ["name=x"], "kernel"),
+    ("no kernel at all", ["nokernel.cfg"], "kernel"),
     ("missing disk", ["image=tiny", "name=x", "disk=file:nodisk.img,xvda,w"], "nodisk.img does not exist"),
     ("empty disk", ["image=tiny", "name=x", "disk=file:empty.img,xvda,w"], "is empty"),
     (

@@ -21,7 +21,7 @@ def test_twenty_domains_each_with_its_own_console(host: Host) -> None:
     for console in consoles.values():
         console.expect("# ")
     for name, console in consoles.items():
-        assert type_line(console, "hostname", prompt="# ") == name
+        assert type_line(console, "hostname", prompt=r"\n\S+:~# ") == name
         console.close()
     host.xm("shutdown", "-a", "-w", timeout=300)
     assert host.list() == {}
