@@ -137,20 +137,21 @@ class Console:
         deadline = time.monotonic() + _RECONNECT_S
         pause = 0.05
         while not self._closed:
+            # Before the first look as well: a xend that is stopping still takes connections, and drops them.
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)
             try:
                 if not self._still_there():
                     return False
                 self._connect()
                 return True
-            except Conflict:
+            except (Conflict, NotFound):
                 # It is being restarted, or has just ended: the next look will tell.
                 if time.monotonic() >= deadline:
                     raise
             except Unavailable:
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(pause)
-            pause = min(pause * 2, 0.5)
         return False
 
     def _still_there(self) -> bool:
@@ -169,7 +170,7 @@ class Console:
         return False
 
     def _connect(self) -> None:
-        from websockets.exceptions import InvalidHandshake, InvalidStatus
+        from websockets.exceptions import InvalidStatus, WebSocketException
         from websockets.sync.client import connect, unix_connect
 
         target = _calls.console_target(self.domain.uuid, after=self._offset, wait=self._wait)
@@ -181,10 +182,8 @@ class Console:
                 made = connect(uri, legacy=True, additional_headers=self._address.headers, **_OPTIONS)
         except InvalidStatus as refused:
             raise self._refused(refused.response.status_code, refused.response.body) from refused
-        except InvalidHandshake as error:
-            raise Unavailable(f"xend does not give the console: {error}") from error
-        except EOFError as error:
-            raise Unavailable(f"xend has hung up ({self._address})") from error
+        except (WebSocketException, EOFError) as error:
+            raise Unavailable(f"xend has hung up ({self._address}): {error}") from error
         except OSError as error:
             raise unreachable(self._address, error) from error
         with self._ready:
