@@ -14,6 +14,7 @@ from pyxen.errors import PyxenError, ResourceExhausted, Unavailable, Unsupported
 
 PACKAGES: Final = {
     "apt-cache": "apt",
+    "apt-config": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
     "dpkg-deb": "dpkg",

@@ -31,7 +31,7 @@ from pyxen.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from pyxen.image.files import storage_error, write_file
 from pyxen.image.recipe import Contents, Recipe
 
-_RECIPES: Final = ("tiny",)
+_RECIPES: Final = ("debian", "tiny")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
