@@ -17,6 +17,7 @@ from pyxen.config.model import (
     Vif,
     command_line,
 )
+from pyxen.config.words import cut, shown
 from pyxen.errors import ConfigError
 
 DOMAIN_0 = "Domain-0"
@@ -148,7 +149,7 @@ def _type_warnings(config: DomainConfig) -> Iterator[str]:
 def _disk_warnings(config: DomainConfig) -> Iterator[str]:
     for disk in config.disk:
         if disk.format is DiskFormat.RAW and disk.target.endswith(".qcow2"):
-            yield f"disk {disk.vdev} is attached as raw, but is named {disk.target}; for qcow2 write tap:qcow2:"
+            yield f"disk {disk.vdev} is attached as raw, but is named {shown(disk.target)}; for qcow2 write tap:qcow2:"
 
 
 def _net_warnings(config: DomainConfig) -> Iterator[str]:
@@ -160,17 +161,17 @@ def _once(key: str, message: str, values: Iterable[str]) -> None:
     seen: set[str] = set()
     for value in values:
         if value in seen:
-            raise ConfigError(message.format(f'"{value}"'), key=key)
+            raise ConfigError(message.format(f'"{cut(value)}"'), key=key)
         seen.add(value)
 
 
 def _absolute(what: str, path: str, key: str | None = None) -> None:
     if not path.startswith("/"):
-        raise ConfigError(f"{what}: {path!r} must be an absolute path", key=key or what)
+        raise ConfigError(f"{what}: {shown(path)} must be an absolute path", key=key or what)
 
 
 def _address(key: str, address: str) -> None:
     """IPv4 in four decimal parts. ipaddress would do, but costs start-up time."""
     parts = address.split(".")
     if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 and str(int(part)) == part for part in parts):
-        raise ConfigError(f"{key}: {address!r} is no IPv4 address", key=key, hint="write four numbers: 127.0.0.1")
+        raise ConfigError(f"{key}: {shown(address)} is no IPv4 address", key=key, hint="write four numbers: 127.0.0.1")

@@ -8,12 +8,11 @@ import msgspec
 
 from pyxen.config.keys import KEYS, PARTS, expected
 from pyxen.config.model import DomainConfig, encode
-from pyxen.config.words import shown, unknown
+from pyxen.config.words import cut, unknown
 from pyxen.errors import ConfigError
 
 _PLACE = re.compile(r"(?P<what>.*) - at `(?P<path>[^`]*)`(?: in `\$[^`]*`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
-_DECODER = msgspec.json.Decoder(DomainConfig)
 
 
 def decode(data: bytes | object) -> DomainConfig:
@@ -24,7 +23,7 @@ def decode(data: bytes | object) -> DomainConfig:
     """
     try:
         if isinstance(data, bytes | bytearray | memoryview | str):
-            return _DECODER.decode(data)
+            return msgspec.json.decode(data, type=DomainConfig)
         config = msgspec.convert(data, DomainConfig)
         encode(config)  # half a surrogate pair can't be stored
         return config
@@ -59,4 +58,4 @@ def _field(missing: bool, name: str, path: str, bare: str) -> ConfigError:
     if missing:
         return ConfigError(f"{prefix}{name} is missing", key=key)
     known = [part.rpartition(".")[2] for part in PARTS if part.rpartition(".")[0] == bare] if bare else list(KEYS)
-    return ConfigError(f"{prefix}{unknown('key', name, known)}", key=key if key in KEYS else shown(name))
+    return ConfigError(f"{prefix}{unknown('key', name, known)}", key=cut(key))

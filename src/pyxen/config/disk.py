@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from pyxen.config.model import VDEV_PATTERN, Disk, DiskAccess, DiskFormat, DiskType
-from pyxen.config.words import absolute, refuse, shown, unknown
+from pyxen.config.words import absolute, cut, refuse, shown, unknown
 from pyxen.errors import ConfigError
 
 _HINT = "write 'file:/srv/web.img,xvda,w' or 'format=qcow2,vdev=xvda,access=rw,target=/srv/web.qcow2'"
@@ -152,7 +152,7 @@ class _Spec:
             elif prefix in _FORMATS or prefix in _OTHER_FORMATS:
                 self._set_format(prefix)
             else:
-                raise self._refused(f"{prefix}: is no kind of disk; there are file:, phy: and tap:qcow2:")
+                raise self._refused(f"{cut(prefix)}: is no kind of disk; there are file:, phy: and tap:qcow2:")
             if prefix == "phy" and word and word[0] != "/":
                 word = f"/dev/{word}"
             break

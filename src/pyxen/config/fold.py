@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from pyxen.config.words import cut
+
 Value: TypeAlias = "str | int | float | bool | list[Value] | tuple[Value, ...] | None"
 
 MAX_TEXT = 64 * 1024
@@ -104,7 +106,7 @@ class Folder:
             return self._bounded(node, self._names[node.id])
         if boolean := _BOOLEANS.get(node.id):
             raise Refused(node, f"{node.id} is not a value", f"write {boolean}, or 1 or 0")
-        raise Refused(node, f"{node.id} is not defined above", f'for the text, put it in quotes: "{node.id}"')
+        raise Refused(node, f"{cut(node.id)} is not defined above", f'for the text, put it in quotes: "{cut(node.id)}"')
 
     def _unary(self, node: ast.UnaryOp, value: Value) -> Value:
         if isinstance(value, int | float) and not isinstance(value, bool):

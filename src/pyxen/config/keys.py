@@ -219,7 +219,7 @@ _TABLE = (
         Kind.WORD,
         "an IPv4 address such as 127.0.0.1",
         "The address of the host on which VNC listens. There is no password: think before opening it.",
-        'vnclisten = "127.0.0.1"',
+        'vnclisten = "192.168.1.10"',
     ),
     Key(
         "vncdisplay",
@@ -244,7 +244,7 @@ _TABLE = (
         Kind.WORD,
         "one of pty, none",
         "The first serial port: `pty` is what `xm console` shows.",
-        'serial = "pty"',
+        'serial = "none"',
         ("pty", "none"),
     ),
     Key(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+from pyxen.config.words import shown
 from pyxen.errors import ConfigError
 
 _MEMORY = re.compile(r"\s*([0-9]{1,12})(?:\.([0-9]{1,6}))?\s*(?:([kmgt])(?:i?b)?)?\s*", re.IGNORECASE | re.ASCII)
 _KIB = {"k": 1, "m": 1024, "g": 1024**2, "t": 1024**3}
 
-_RATE = re.compile(r"\s*([0-9]{1,12})([GMK]?)([Bb])/s(?:@[0-9]{1,9}[mu]?s)?\s*", re.ASCII)
+_RATE = re.compile(r"\s*([0-9]{1,13})([GMK]?)([Bb])/s(?:@[0-9]{1,9}[mu]?s)?\s*", re.ASCII)
 _MULTIPLE = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
@@ -20,13 +21,13 @@ def parse_mib(text: str, *, unit: str = "m") -> int:
     """
     match = _MEMORY.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is not an amount of memory", hint="write MiB, or a unit: 512, 512M, 2G")
+        raise ConfigError(f"{shown(text)} is not an amount of memory", hint="write MiB, or a unit: 512, 512M, 2G")
     whole, fraction, letter = match.groups()
     digits = fraction or ""
     kib, rest = divmod(int(whole + digits) * _KIB[(letter or unit).lower()], int("1" + "0" * len(digits)))
     mib, odd = divmod(kib, 1024)
     if odd or rest:
-        raise ConfigError(f"{text!r} is not a whole number of MiB")
+        raise ConfigError(f"{shown(text)} is not a whole number of MiB")
     return mib
 
 
@@ -38,9 +39,9 @@ def parse_rate(text: str) -> int:
     """
     match = _RATE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is not a rate", hint="write N, then K, M or G, then B/s or b/s: rate=10MB/s")
+        raise ConfigError(f"{shown(text)} is not a rate", hint="write N, then K, M or G, then B/s or b/s: rate=10MB/s")
     number, multiple, unit = match.groups()
     rate = int(number) * _MULTIPLE[multiple] // (1 if unit == "B" else 8)
     if rate < 1:
-        raise ConfigError(f"the rate {text!r} lets nothing through", hint="leave rate out for no limit")
+        raise ConfigError(f"the rate {shown(text)} lets nothing through", hint="leave rate out for no limit")
     return rate

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pyxen.config.classic import ALIASES
 from pyxen.config.coerce import Context, coerce
 from pyxen.config.fold import Value
 from pyxen.config.keys import Key, Kind
 from pyxen.config.words import Warn, shown, unknown
 from pyxen.config.xmfile import Setting
+from pyxen.errors import ConfigError
 
 Settings: TypeAlias = dict[str, Setting]
 
@@ -31,10 +33,13 @@ _NETWORK = ("ip", "nfs_server", "gateway", "netmask", "hostname", "interface", "
 
 def translate(settings: Settings, warn: Warn) -> Settings:
     """The settings without classic keys. Raises ConfigError, with the place."""
-    result = dict(settings)
+    result = {key: it for key, it in settings.items() if key not in ALIASES or it.value not in (None, "")}
     for key, step in _STEPS.items():
         if (setting := result.get(key)) is not None:
-            step(key, setting, result, warn)
+            try:
+                step(key, setting, result, warn)
+            except ConfigError as error:
+                raise setting.error(error.message, key=key, hint=error.hint) from None
     _network(result, warn)
     return result
 
@@ -89,9 +94,6 @@ def _restart(key: str, setting: Setting, settings: Settings, warn: Warn) -> None
 
 
 def _firmware(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
-    if setting.value in (None, ""):
-        del settings[key]
-        return
     meant = setting._replace(value=_choice(key, setting, _FIRMWARES))
     if key == "firmware":
         settings[key] = meant

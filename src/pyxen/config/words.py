@@ -12,16 +12,21 @@ Warn: TypeAlias = Callable[[str], None]
 """Takes a warning, a sentence without a full stop."""
 
 
+def cut(text: str) -> str:
+    """A text for a message, which is not to fill the screen."""
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
 def shown(text: str) -> str:
-    """A value for a message: in quotes, and cut where it is long."""
-    return repr(text if len(text) <= 80 else text[:77] + "…")
+    """The same in quotes."""
+    return repr(cut(text))
 
 
 def nearest(word: str, known: list[str]) -> str | None:
     """The known word that ``word`` most likely was meant to be."""
     import difflib  # only when somebody has mistyped something
 
-    found = difflib.get_close_matches(word[:64].lower(), known, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(word[:64].lower(), known, n=1, cutoff=0.65)
     return found[0] if found else None
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pyxen.config.fold import Folder, Refused, Value
+from pyxen.config.words import cut
 from pyxen.errors import ConfigError
 
 MAX_FILE = 1024 * 1024
@@ -126,7 +127,9 @@ class _Lines:
         column = min(max(error.offset or 1, 1) + self._indents.get(line, 0), len(self._lines[line - 1]) + 1)
         word = _first_word(self._lines[line - 1])
         if word in _STATEMENTS:
-            return ConfigError(f"{word} is not allowed here", hint=_DATA, source=self.source, line=line, column=column)
+            return ConfigError(
+                f"{cut(word)} is not allowed here", hint=_DATA, source=self.source, line=line, column=column
+            )
         message = (error.msg or "invalid syntax").split(". Perhaps", 1)[0]
         if "Exceeds the limit" in message:
             message = "this number does not fit in 64 bits"
@@ -219,7 +222,7 @@ class _Reader:
                     self._set(name, value, node)
             case ast.AugAssign(target=ast.Name(id=name), op=ast.Add(), value=expression):
                 if name not in self._names:
-                    raise self._lines.at(node, f"{name} is not defined above", f"write {name} = … here")
+                    raise self._lines.at(node, f"{cut(name)} is not defined above", f"write {cut(name)} = … here")
                 added = self.folder.fold(expression)
                 self.folder.used.add(name)
                 self._set(name, self.folder.combine(expression, node.op, self._names[name], added), node)
@@ -230,7 +233,7 @@ class _Reader:
             case _:
                 word = self._lines.word_at(node)
                 word = word if word in _STATEMENTS else "this"
-                raise self._lines.at(node, f"{word} is not allowed here", _DATA)
+                raise self._lines.at(node, f"{cut(word)} is not allowed here", _DATA)
 
     def _target(self, node: ast.stmt, target: ast.expr) -> str:
         if isinstance(target, ast.Name):
@@ -239,7 +242,7 @@ class _Reader:
 
     def _stray(self, expression: ast.expr) -> str:
         if isinstance(expression, ast.Name):
-            return f"{expression.id} has no = and value"
+            return f"{cut(expression.id)} has no = and value"
         return "this is no KEY = VALUE line"
 
     def _set(self, name: str, value: Value, node: ast.stmt) -> None:
@@ -248,7 +251,7 @@ class _Reader:
         line, column = self._lines.place(node)
         if (earlier := self.settings.get(name)) and name not in self.folder.used:
             self.warnings.append(
-                f"{self._lines.source}:{line}: {name} was set in line {earlier.line} already; the last one counts"
+                f"{self._lines.source}:{line}: {cut(name)} was set in line {earlier.line} already; the last one counts"
             )
         self._names[name] = value
         self.settings[name] = Setting(value, self._lines.source, line, column)
