@@ -209,8 +209,9 @@ async def test_pausing_typing_and_the_power_button(lab: Lab) -> None:
     await domain.pause()
     assert domain.paused
     lab.type(spec, "echo $((6 * 7))\n")
-    used = domain.statistics().cpu_time_s
-    assert used > 0 and domain.statistics().blocked and domain.statistics().resident_mib > 10
+    statistics = domain.statistics()
+    assert statistics.cpu_time_s > 0 and statistics.blocked and statistics.resident_mib > 10
+    assert [vcpu.state for vcpu in statistics.vcpus] == ["--p"]
     await domain.unpause()
     await lab.see(spec, "\r\n42\r\n")
     assert domain.statistics().vcpus[0].time_s > 0
@@ -379,6 +380,8 @@ async def test_an_unreadable_kernel_and_a_deep_folder(lab: Lab) -> None:
 async def test_hvm_boots_a_kernel_directly_and_shows_a_screen(lab: Lab) -> None:
     disk = lab.root / "c.img"
     disk.write_bytes(b"drive c".ljust(1 << 20, b"\0"))
+    disc = lab.root / "disc.iso"
+    disc.write_bytes(bytes(1 << 20))
     spec = lab.spec(
         "cat /sys/class/dmi/id/sys_vendor; echo it runs; sleep 1000",
         type=DomainType.HVM,
@@ -388,7 +391,7 @@ async def test_hvm_boots_a_kernel_directly_and_shows_a_screen(lab: Lab) -> None:
         disk=(
             Disk(vdev="hda", target=str(disk), format=DiskFormat.RAW),
             Disk(vdev="hdc", devtype=DiskType.CDROM),
-            Disk(vdev="sda", target=str(disk), format=DiskFormat.RAW, devtype=DiskType.CDROM),
+            Disk(vdev="sda", target=str(disc), format=DiskFormat.RAW, devtype=DiskType.CDROM),
         ),
     )
     domain = await lab.start(spec)
@@ -415,18 +418,22 @@ async def test_hvm_with_uefi_keeps_its_variables(lab: Lab) -> None:
     assert nvram.read_bytes() != before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a vif on a bridge needs root")
-async def test_a_vif_on_a_bridge_comes_and_goes(lab: Lab) -> None:
-    bridge = f"pyxtest{os.getpid() % 10000}"
-    made = subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=False, capture_output=True)
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    if os.geteuid() != 0:
+        pytest.skip("a vif on a bridge needs root")
+    name = f"pyxtest{os.getpid() % 10000}"
+    made = subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=False, capture_output=True)
     if made.returncode:
         pytest.skip("this kernel has no bridges")
-    try:
-        spec = lab.spec(vif=(Vif(mac="00:16:3e:00:00:01", bridge=bridge, rate=1_000_000),))
-        domain = await lab.start(spec, paused=True)
-        tap = Path("/sys/class/net") / f"vif{spec.domid}.0"
-        assert (tap / "brport/bridge").resolve().name == bridge
-        await domain.destroy()
-        assert not tap.exists()
-    finally:
-        subprocess.run(["ip", "link", "del", bridge], check=True)
+    yield name
+    subprocess.run(["ip", "link", "del", name], check=True)
+
+
+async def test_a_vif_on_a_bridge_comes_and_goes(lab: Lab, bridge: str) -> None:
+    spec = lab.spec(vif=(Vif(mac="00:16:3e:00:00:01", bridge=bridge, rate=1_000_000),))
+    domain = await lab.start(spec, paused=True)
+    tap = Path("/sys/class/net") / f"vif{spec.domid}.0"
+    assert (tap / "brport/bridge").resolve().name == bridge
+    await domain.destroy()
+    assert not tap.exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -138,7 +139,11 @@ class ProcessDomain:
             await self._process.terminate()
 
     def statistics(self) -> Statistics:
-        return self._clock.read()
+        statistics = self._clock.read()
+        if not self.paused:
+            return statistics
+        vcpus = [msgspec.structs.replace(vcpu, state="--p") for vcpu in statistics.vcpus]
+        return replace(statistics, vcpus=vcpus, blocked=True)
 
     def close(self) -> None:
         if self._unwatch is not None:

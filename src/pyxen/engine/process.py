@@ -74,7 +74,12 @@ class Process:
         return not self._gone.is_set()
 
     async def terminate(self, grace_s: float = _GRACE_S) -> None:
-        """Ask it to end (SIGTERM), make it end after ``grace_s`` seconds, wait until it is gone."""
+        """Ask it to end (SIGTERM), make it end after ``grace_s`` seconds, wait until it is gone.
+
+        Does nothing after ``close``: who has let go of it would never hear of its end.
+        """
+        if self._fd < 0:
+            return
         self._signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._gone.wait(), grace_s)

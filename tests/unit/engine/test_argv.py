@@ -186,5 +186,6 @@ def test_commas_in_a_folder_stay_in_the_folder() -> None:
 
 
 def test_direct_boot_has_no_boot_order() -> None:
-    config = DomainConfig(name="x", type=DomainType.HVM, kernel="/k", disk=(Disk(vdev="hda", target="/a"),))
-    assert boot_indices(config) == ({}, {})
+    config = DomainConfig(name="x", type=DomainType.HVM, boot="cn", disk=(Disk(vdev="hda", target="/a"),))
+    assert boot_indices(config, direct=True) == ({}, {})
+    assert boot_indices(config, direct=False) == ({"hda": 0}, {})

@@ -143,11 +143,14 @@ def _boot(spec: DomainSpec, facts: Facts) -> list[str]:
     return arguments
 
 
-def boot_indices(config: DomainConfig) -> tuple[dict[str, int], dict[int, int]]:
-    """The firmware's order of trying, from ``boot`` (c disks, d CD-ROMs, n networks): by vdev, and by vif number."""
+def boot_indices(config: DomainConfig, *, direct: bool) -> tuple[dict[str, int], dict[int, int]]:
+    """The firmware's order of trying, from ``boot`` (c disks, d CD-ROMs, n networks): by vdev, and by vif number.
+
+    Empty if the kernel is loaded directly (``direct``): QEMU itself then takes the first place.
+    """
     disks: dict[str, int] = {}
     vifs: dict[int, int] = {}
-    if config.type is DomainType.PVH or config.kernel:
+    if config.type is DomainType.PVH or direct:
         return disks, vifs
     for letter in config.boot:
         if letter == "n":
@@ -160,7 +163,7 @@ def boot_indices(config: DomainConfig) -> tuple[dict[str, int], dict[int, int]]:
 
 
 def _devices(config: DomainConfig, facts: Facts) -> list[str]:
-    disk_order, vif_order = boot_indices(config)
+    disk_order, vif_order = boot_indices(config, direct=facts.kernel is not None)
     arguments = disk_arguments(config, facts.drives, disk_order)
     for number, (vif, netdev) in enumerate(zip(config.vif, facts.netdevs, strict=True)):
         device = f"{_network_card(config, vif.model)},id=nic{number},netdev=vif{number},mac={vif.mac}"
