@@ -142,7 +142,8 @@ def loadable(elf: Elf, data: bytes | memoryview) -> list[bytes | memoryview]:
         start = _align(end, _PAGE) + segment.offset % _PAGE
         content = view[segment.offset : segment.offset + segment.filesz]
         if segment.type == PT_LOAD:
-            content = content[: len(bytes(content).rstrip(b"\x00"))]
+            notes_end = max((s.offset + s.filesz for s in kept if s.type == PT_NOTE and _holds(segment, s)), default=0)
+            content = content[: max(len(bytes(content).rstrip(b"\x00")), notes_end - segment.offset)]
         pieces += [bytes(start - end), content]
         end = start + len(content)
         placed.append(replace(segment, offset=start, filesz=len(content)))

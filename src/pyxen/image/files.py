@@ -17,7 +17,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 
     The folder is made where it is missing. Raises what :func:`storage_error` makes of an OSError.
     """
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise storage_error(error, path) from error
@@ -32,6 +32,15 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 
         if isinstance(error, OSError):
             raise storage_error(error, path) from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, that every user can look into, whatever the umask. Raises OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    path.chmod(0o755)
 
 
 def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:

@@ -29,7 +29,7 @@ from pyxen.image.files import write_file
 MOST_BYTES: Final = 512 << 20
 """No packed file and no unpacked kernel is larger."""
 
-_CACHE_FORMAT = b"pyxen kernel cache 2\n"
+_CACHE_FORMAT = b"pyxen kernel cache 3\n"
 _SETUP_MAGIC = slice(0x202, 0x206)
 _RELEASE = re.compile(rb"Linux version (\d[!-~]{0,63}) ")
 _MOST_CANDIDATES = 256

@@ -28,7 +28,7 @@ import msgspec
 
 from pyxen import api
 from pyxen.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from pyxen.image.files import storage_error, write_file
+from pyxen.image.files import make_folder, storage_error, write_file
 from pyxen.image.recipe import Contents, Recipe
 
 _RECIPES: Final = ("debian", "tiny")
@@ -173,9 +173,7 @@ class ImageStore:
         for path in folder.iterdir():
             if path.is_file():
                 path.chmod(0o644)
-        final.mkdir()
-        for each in (final, final.parent):  # whatever the umask: a domain may run as another user
-            each.chmod(0o755)
+        make_folder(final)
         try:
             for file in (contents.kernel, contents.ramdisk, contents.root_disk):
                 if file:
@@ -228,7 +226,7 @@ class ImageStore:
     def _lock(self, name: str) -> Iterator[None]:
         path = self.images / name / "lock"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             file = path.open("ab")
         except OSError as error:
             raise storage_error(error, path) from None
