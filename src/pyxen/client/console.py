@@ -44,9 +44,13 @@ class Console:
         self._ready = threading.Condition()
         self.ended: str | None = None
         """Why the domain is gone: a ShutdownReason."""
-        self.domain = self._running(ref)
-        """The domain as it was when the console was connected."""
-        self._connect()
+        try:
+            self.domain = self._running(ref)
+            """The domain as it was when the console was connected."""
+            self._connect()
+        except BaseException:
+            self._client.close()
+            raise
 
     def __enter__(self) -> Console:
         return self

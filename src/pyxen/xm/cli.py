@@ -43,7 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "image": "List, build and remove images to boot.",
     },
     "xm": {
-        "help": "Show this list, or a command's help.",
+        "help": "Show the list of commands, or a command's help.",
         "version": "Print the versions of xm and xend.",
         "completion": "Print a shell's completion script.",
     },

@@ -30,6 +30,8 @@ class ConsoleStub:
         self.output = bytearray()
         self.typed = bytearray()
         self.ended: str | None = None
+        self.ends_after: bytes | None = None
+        """The domain powers off by itself once all of this has been printed."""
         self.domain: Domain | None = msgspec.structs.replace(WEB)
         self.attached = 0
         self.orders: list[str] = []
@@ -72,6 +74,11 @@ class ConsoleStub:
         self._thread.join(30)
         self.path.unlink(missing_ok=True)
 
+    def print(self, data: bytes) -> None:
+        self.output += data
+        if self.ends_after is not None and self.output.endswith(self.ends_after):
+            self.ended = "poweroff"
+
     def end(self, reason: str) -> None:
         """The domain goes away; xend forgets it."""
         self.ended, self.domain = reason, None
@@ -91,7 +98,7 @@ class ConsoleStub:
         paused = bool(body) and bool(json.loads(body).get("paused"))
         self.orders.append(f"{order} paused" if paused else order)
         if order == "unpause":
-            self.output += b"booted\r\n"
+            self.print(b"booted\r\n")
         return self._body()
 
     async def _console(self, socket: WebSocket) -> None:
@@ -128,7 +135,7 @@ class ConsoleStub:
             for typed, answer in list(self.on_typed.items()):
                 if typed in self.typed:
                     del self.on_typed[typed]
-                    self.output += answer
+                    self.print(answer)
 
 
 def wait_until(condition: object, seconds: float = 30.0) -> None:

@@ -1,0 +1,164 @@
+"""A client without a xend: domains in memory, and a record of what was ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pyxen import api
+from pyxen.api import Domain, PowerState, Vcpu, VcpuList
+from pyxen.client import Address, Client, DomainNotFound
+from pyxen.config.model import DomainConfig
+
+
+def domain(name: str, domid: int | None, **more: Any) -> Domain:
+    values: dict[str, Any] = {
+        "domid": domid,
+        "name": name,
+        "uuid": f"00000000-0000-4000-8000-{len(name):012}",
+        "power_state": PowerState.HALTED if domid is None else PowerState.RUNNING,
+        "state": "" if domid is None else "-b----",
+        "managed": domid is None,
+        "memory_mib": 256,
+        "maxmem_mib": 256,
+        "vcpus": 1,
+        "maxvcpus": 2,
+        "cpu_time_s": 1.64,
+        "created_at": 1000.0,
+        "started_at": 1000.0,
+    }
+    return Domain(**(values | more))
+
+
+DOM0 = domain("Domain-0", 0, state="r-----", memory_mib=1500, vcpus=4, cpu_time_s=123.45)
+WEB = domain("web", 3)
+HALTED = domain("managed", None, memory_mib=64, cpu_time_s=0.0, started_at=None)
+
+HOST = api.Host(
+    host="box",
+    release="6.1.0",
+    version="#1 SMP",
+    machine="x86_64",
+    nr_cpus=2,
+    nr_nodes=1,
+    cores_per_socket=2,
+    threads_per_core=1,
+    cpu_mhz=2500.4,
+    cpu_model="A CPU",
+    virt_caps="",
+    total_memory_mib=8000,
+    free_memory_mib=6000,
+    uptime_s=93784.0,
+    pyxen_version="0.1.0",
+    domains_running=1,
+    accelerator="tcg",
+    kvm_verdict="no /dev/kvm",
+    engines=[api.EngineInfo("qemu", True, "it is there", "7.2"), api.EngineInfo("xen", False, "not yet")],
+    state_root="/s",
+    run_root="/r",
+)
+
+
+class FakeClient(Client):
+    """``answers``: what looking up a domain by UUID gives, one after the other, while somebody waits."""
+
+    def __init__(self, *domains: Domain) -> None:
+        super().__init__(Address(socket=Path("/nowhere/xend.sock")))
+        self.there = list(domains)
+        self.orders: list[tuple[Any, ...]] = []
+        self.answers: list[Domain | None] = []
+        self.steps: list[api.Progress] = []
+        self.failure: Exception | None = None
+
+    def patient(self, seconds: float) -> Client:
+        return self
+
+    def domains(self) -> list[Domain]:
+        if self.failure is not None:
+            raise self.failure
+        return self.there
+
+    def domain(self, ref: str) -> Domain:
+        if self.answers:
+            answer = self.answers.pop(0)
+            if answer is None:
+                raise DomainNotFound(ref)
+            return answer
+        for each in self.there:
+            if ref in (each.name, str(each.domid), each.uuid):
+                return each
+        raise DomainNotFound(ref, hint="See what there is: xm list")
+
+    def _order(self, *words: Any) -> Domain:
+        self.orders.append(words)
+        return self.domain(words[1])
+
+    def create(self, config: DomainConfig, *, paused: bool = False, managed: bool = False) -> Domain:
+        self.orders.append(("create", config.name, paused, managed))
+        return domain(config.name, None if managed else 7, config=config, warnings=["it is slow"])
+
+    def start(self, ref: str, *, paused: bool = False) -> Domain:
+        return self._order("start", ref, paused)
+
+    def shutdown(self, ref: str, reason: str = "poweroff") -> Domain:
+        return self._order("shutdown", ref, reason)
+
+    def destroy(self, ref: str) -> Domain:
+        return self._order("destroy", ref)
+
+    def pause(self, ref: str) -> Domain:
+        return self._order("pause", ref)
+
+    def unpause(self, ref: str) -> Domain:
+        return self._order("unpause", ref)
+
+    def rename(self, ref: str, name: str) -> Domain:
+        return self._order("rename", ref, name)
+
+    def delete(self, ref: str) -> None:
+        self._order("delete", ref)
+
+    def host(self) -> api.Host:
+        return HOST
+
+    def version(self) -> api.Version:
+        return api.Version("0.2.0")
+
+    def vcpus(self, ref: str) -> VcpuList:
+        found = self.domain(ref)
+        if found.domid is None:
+            return VcpuList(None, found.name, [Vcpu(0, False, "", None, 0.0)])
+        vcpus = [Vcpu(0, True, "-b-", 1, 3.25, [0, 1]), Vcpu(1, False, "--p", None, 0.0, [1])]
+        return VcpuList(found.domid, found.name, vcpus)
+
+    def log(self, tail: int | None = None) -> str:
+        return f"log tail={tail}\n"
+
+    def dmesg(self) -> str:
+        return "probe: no\n"
+
+    def images(self) -> api.ImageList:
+        image = api.Image("tiny", "tiny", 25 * 2**20, 0.0, "6.1.0-56-cloud-amd64", "/k")
+        return api.ImageList([image], ["debian", "tiny"])
+
+    def build_image(
+        self, name: str, *, force: bool = False, options: dict[str, str] | None = None
+    ) -> Iterator[api.Progress]:
+        self.orders.append(("build", name, force, options))
+        yield from self.steps
+
+    def remove_image(self, name: str) -> None:
+        self.orders.append(("remove", name))
+
+    def events(self, after: int | None = None) -> Iterator[api.Event]:
+        yield api.Event(8, 0.0, "domain-stopped", 3, "web", "u", "poweroff", {"restarts": 1})
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
+def ended(one: Domain) -> Domain:
+    return msgspec.structs.replace(one, domid=None, power_state=PowerState.HALTED, state="")

@@ -1,0 +1,133 @@
+"""What the listing commands print, to the column."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from pyxen.xm import tables
+from pyxen.xm.output import colour_state
+
+from .conftest import Xm
+from .fake import DOM0, HALTED, WEB, FakeClient
+
+
+def test_list(xm: Xm) -> None:
+    assert xm("list").out == (
+        "Name                                        ID   Mem VCPUs      State   Time(s)\n"
+        "Domain-0                                     0  1500     4     r-----    123.5\n"
+        "managed                                           64     1                 0.0\n"
+        "web                                          3   256     1     -b----      1.6\n"
+    )
+
+
+def test_list_chosen(xm: Xm) -> None:
+    assert [line.split()[0] for line in xm("list", "web", "0").out.splitlines()] == ["Name", "web", "Domain-0"]
+    assert [line.split()[0] for line in xm("list", "--state", "halted").out.splitlines()] == ["Name", "managed"]
+    assert len(xm("list", "--state", "all").out.splitlines()) == 4
+    assert xm("list", "--state", "halted", "web").status == 2
+
+
+@pytest.mark.parametrize("args", [["-l"], ["--format", "json"]])
+def test_list_json(xm: Xm, args: list[str]) -> None:
+    said = json.loads(xm("list", *args).out)
+    assert [each["name"] for each in said["domains"]] == ["Domain-0", "managed", "web"]
+    assert said["domains"][1]["domid"] is None
+
+
+def test_format_by_environment(xm: Xm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XM_FORMAT", "json")
+    assert json.loads(xm("list", "web").out)["domains"][0]["memory_mib"] == 256
+    assert xm("list", "--format", "table", "web").out.startswith("Name ")
+
+
+def test_vcpu_list(xm: Xm) -> None:
+    assert xm("vcpu-list", "web", "managed").out == (
+        "Name                                ID  VCPU   CPU State   Time(s) CPU Affinity\n"
+        "web                                  3     0     1   -b-       3.2 any cpu\n"
+        "web                                  3     1     -   --p       0.0 1\n"
+        "managed                                    0                   0.0 any cpu\n"
+    )
+    assert len(json.loads(xm("vcpu-list", "--format", "json").out)["domains"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"),
+    [(None, "any cpu"), ([0, 1, 2, 3], "any cpu"), ([], "no cpus"), ([3, 0, 1], "0-1,3"), ([2], "2")],
+)
+def test_affinity(cpus: list[int] | None, text: str) -> None:
+    assert tables.affinity(cpus, 4) == text
+
+
+def test_info(xm: Xm) -> None:
+    lines = xm("info").out.splitlines()
+    assert lines[:3] == [
+        "host                   : box",
+        "release                : 6.1.0",
+        "version                : #1 SMP",
+    ]
+    assert "virt_caps              : (none)" in lines
+    assert "total_memory           : 8000" in lines
+    assert "engine_qemu            : 7.2 (it is there)" in lines
+    assert json.loads(xm("info", "--format", "json").out)["kvm_verdict"] == "no /dev/kvm"
+
+
+def test_uptime(xm: Xm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0 + 3661)
+    assert xm("uptime").out == (
+        "Name                                ID Uptime \n"
+        "Domain-0                             0 1 day,  2:03:04\n"
+        "managed                                 0:00:00\n"
+        "web                                  3  1:01:01\n"
+    )
+    assert xm("uptime", "-s", "web").out == " 01:17:41 up 1:01, web (3)\n"
+    assert json.loads(xm("uptime", "--format", "json", "web").out)["domains"][0]["uptime_s"] == 3661
+
+
+def test_names_ids_and_states(xm: Xm) -> None:
+    assert xm("domid", "web").out == "3\n"
+    assert xm("domid", "managed").out == "None\n"
+    assert xm("domname", "3").out == "web\n"
+    assert xm("domstate", "web").out == "idle\n"
+    assert xm("domstate", "managed").out == "shutoff\n"
+    assert xm("domstate", "0").out == "running\n"
+
+
+def test_images(xm: Xm) -> None:
+    assert xm("image", "list").out == (
+        "Name                 Kind     Size(MiB) Created          Kernel\n"
+        "tiny                 tiny          25.0 1970-01-01 00:00 6.1.0-56-cloud-amd64\n"
+        "Not built yet: debian (xm image build NAME)\n"
+    )
+    assert json.loads(xm("image", "list", "--format", "json").out)["buildable"] == ["debian", "tiny"]
+
+
+def test_texts(xm: Xm) -> None:
+    assert xm("log", "--tail", "5").out == "log tail=5\n"
+    assert xm("dmesg").out == "probe: no\n"
+    assert xm("version").out == "xm   0.1.0\nxend 0.2.0\n"
+    assert json.loads(xm("version", "--format", "json").out) == {"xm": "0.1.0", "xend": "0.2.0"}
+
+
+def test_events(xm: Xm) -> None:
+    assert xm("events").out == "00:00:00 domain-stopped web (3) poweroff restarts=1\n"
+    assert json.loads(xm("events", "--format", "json").out)["kind"] == "domain-stopped"
+
+
+def test_top_once(xm: Xm, fake: FakeClient) -> None:
+    lines = xm("top", "--delay", "0.1").out.splitlines()
+    assert lines[0].split() == ["NAME", "ID", "STATE", "CPU(sec)", "CPU(%)", "MEM(MiB)", "MEM(%)", "VCPUS"]
+    assert [line.split()[:3] for line in lines[1:]] == [["Domain-0", "0", "r-----"], ["web", "3", "-b----"]]
+    row = json.loads(xm("top", "--delay", "0.1", "--format", "json").out)["domains"][1]
+    assert (row["name"], row["memory_percent"], row["cpu_percent"]) == ("web", 3.2, 0.0)
+
+
+def test_colour_keeps_the_width() -> None:
+    plain = list(tables.domains([DOM0, HALTED, WEB]))
+    painted = list(tables.domains([DOM0, HALTED, WEB], colour_state))
+    assert plain[1] != painted[1]
+    from click import unstyle
+
+    assert [unstyle(line) for line in painted] == plain

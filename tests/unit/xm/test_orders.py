@@ -1,0 +1,198 @@
+"""Commands that change something: what they order, what they say, how they wait."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pyxen.api import Image, PowerState, Progress
+from pyxen.errors import PyxenError
+from pyxen.xm import wait
+
+from .conftest import Xm
+from .fake import WEB, FakeClient, domain, ended
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", ["destroy", "pause", "unpause", "delete"])
+def test_silent_orders(xm: Xm, fake: FakeClient, verb: str) -> None:
+    assert xm(verb, "web") == (0, "", "")
+    assert fake.orders == [(verb, "web")]
+
+
+def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
+    assert xm("rename", "web", "new") == (0, "", "")
+    assert xm("start", "-p", "web") == (0, "", "")
+    assert fake.orders == [("rename", "web", "new"), ("start", "web", True)]
+
+
+def test_create(xm: Xm, fake: FakeClient, here: Path) -> None:
+    (here / "web.cfg").write_text('image = "tiny"\nmemory = 128\nmemmory = 1\n')
+    done = xm("create", "web.cfg", "memory=64", "-p")
+    assert done.out == 'Using config file "./web.cfg".\nStarted domain web (id=7)\n'
+    assert "Warning: " in done.err
+    assert "memmory" in done.err
+    assert "Warning: it is slow\n" in done.err
+    assert fake.orders == [("create", "web", True, False)]
+
+
+def test_create_says_nothing_or_json_when_asked(xm: Xm, here: Path) -> None:
+    (here / "web.cfg").write_text('image = "tiny"\n')
+    assert xm("create", "-q", "web.cfg").out == ""
+    assert json.loads(xm("create", "web.cfg", "--format", "json").out)["domid"] == 7
+
+
+def test_create_without_a_file(xm: Xm, fake: FakeClient) -> None:
+    assert xm("create", "image=tiny", "name=a").out == "Started domain a (id=7)\n"
+
+
+def test_create_searches(xm: Xm, here: Path) -> None:
+    (here / "etc").mkdir()
+    (here / "etc/web").write_text('image = "tiny"\n')
+    assert xm("create", "web", "--path", f".:{here}/etc").out.startswith(f'Using config file "{here}/etc/web".\n')
+    missing = xm("create", "nothing.cfg")
+    assert missing == (1, "", "Error: Unable to open config file: nothing.cfg\nLooked in . and /etc/xen\n")
+
+
+@pytest.mark.parametrize("words", [[], ["memory=5"], ["a.cfg", "b.cfg"]])
+def test_create_called_wrongly(xm: Xm, fake: FakeClient, words: list[str]) -> None:
+    assert xm("create", *words).status == 2
+    assert fake.orders == []
+
+
+def test_create_refuses_a_bad_file(xm: Xm, fake: FakeClient, here: Path) -> None:
+    (here / "bad.cfg").write_text("memory = -5\n")
+    done = xm("create", "bad.cfg")
+    assert done.status == 1
+    assert "bad.cfg:1" in done.err
+    assert fake.orders == []
+
+
+def test_dry_run_starts_nothing(xm: Xm, fake: FakeClient, here: Path) -> None:
+    (here / "web.cfg").write_text('image = "tiny"\n')
+    done = xm("create", "-n", "web.cfg", "memory=99")
+    assert done.err == 'Using config file "./web.cfg".\n'
+    (here / "again.cfg").write_text(done.out)
+    assert json.loads(xm("create", "-n", "again.cfg", "--format", "json").out) == {
+        "name": "web",
+        "image": "tiny",
+        "memory": 99,
+    }
+    assert fake.orders == []
+
+
+def test_new(xm: Xm, fake: FakeClient, here: Path) -> None:
+    (here / "web.cfg").write_text('image = "tiny"\n')
+    assert xm("new", "web.cfg").out == 'Using config file "./web.cfg".\n'
+    assert fake.orders == [("create", "web", False, True)]
+
+
+def test_shutdown_waits_until_each_is_gone(xm: Xm, fake: FakeClient) -> None:
+    fake.answers = [WEB, WEB, WEB, None]
+    assert xm("shutdown", "-w", "web").out == "Domain web terminated\nAll domains terminated\n"
+    assert fake.orders == [("shutdown", "web", "poweroff")]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ended(WEB),
+        msgspec.structs.replace(WEB, domid=4),
+        msgspec.structs.replace(WEB, power_state=PowerState.SHUTDOWN),
+    ],
+)
+def test_every_end_of_a_life_is_an_end(xm: Xm, fake: FakeClient, last: object) -> None:
+    fake.answers = [WEB, WEB, last]  # type: ignore[list-item]
+    assert xm("shutdown", "-w", "web").status == 0
+    assert fake.answers == []
+
+
+def test_shutdown_times_out(xm: Xm) -> None:
+    done = xm("shutdown", "-w", "--timeout", "0", "web")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == "Error: Domain 'web' has not shut down in time\nEnd it with: xm destroy web\n"
+
+
+def test_shutdown_all_leaves_domain_0_and_halted_ones_alone(xm: Xm, fake: FakeClient) -> None:
+    assert xm("shutdown", "-a", "-H").status == 0
+    assert fake.orders == [("shutdown", WEB.uuid, "halt")]
+
+
+def test_shutdown_goes_on_past_one_that_is_not_there(xm: Xm, fake: FakeClient) -> None:
+    done = xm("shutdown", "nothing", "web")
+    assert done.status == 1
+    assert fake.orders == [("shutdown", "nothing", "poweroff"), ("shutdown", "web", "poweroff")]
+    assert "1 of 2" in done.err
+
+
+@pytest.mark.parametrize("args", [[], ["-a", "web"], ["-R", "-H", "web"]])
+def test_shutdown_called_wrongly(xm: Xm, fake: FakeClient, args: list[str]) -> None:
+    assert xm("shutdown", *args).status == 2
+    assert fake.orders == []
+
+
+@pytest.mark.parametrize("command", [["reboot", "-w"], ["shutdown", "-R", "-w"]])
+def test_reboot_waits_for_the_next_life(xm: Xm, fake: FakeClient, command: list[str]) -> None:
+    again = msgspec.structs.replace(WEB, domid=4)
+    fake.answers = [WEB, WEB, ended(WEB), again]
+    assert xm(*command, "web").out == "Domain web rebooted\nAll domains rebooted\n"
+    assert fake.orders == [("shutdown", "web", "reboot")]
+
+
+def test_reboot_that_never_comes_back(xm: Xm, fake: FakeClient) -> None:
+    fake.answers = [WEB, None]
+    done = xm("reboot", "-w", "web")
+    assert (done.status, done.out) == (1, "Domain web destroyed for failing to reboot\n")
+
+
+def test_reboot_that_stays_down(fake: FakeClient) -> None:
+    down = domain("down", None)
+    fake.there = [down]
+    before = msgspec.structs.replace(down, domid=3)
+    assert wait.until_rebooted(fake, before, None, grace_s=0) is False
+
+
+def test_reboot_that_is_not_heard(fake: FakeClient) -> None:
+    with pytest.raises(PyxenError, match="not rebooted in time"):
+        wait.until_rebooted(fake, WEB, 0.0)
+
+
+def test_image_build_and_rm(xm: Xm, fake: FakeClient) -> None:
+    image = Image("tiny", "tiny", 2**20, 0.0, "6.1", "/k")
+    fake.steps = [Progress("fetching", 0.1), Progress("fetching", 0.9), Progress("done", done=True, image=image)]
+    done = xm("image", "build", "tiny", "-f", "-o", "a=b=c")
+    assert done == (0, "Built image tiny (1.0 MiB, kernel 6.1)\n", "fetching\n")
+    assert xm("image", "build", "-q", "tiny") == (0, "", "")
+    assert xm("image", "build", "tiny", "-o", "a").status == 2
+    assert xm("image", "rm", "tiny", "debian").status == 0
+    assert fake.orders == [
+        ("build", "tiny", True, {"a": "b=c"}),
+        ("build", "tiny", False, {}),
+        ("remove", "tiny"),
+        ("remove", "debian"),
+    ]
+
+
+def test_config(xm: Xm, here: Path) -> None:
+    (here / "good.cfg").write_text('image = "tiny"\nmemmory = 5\n')
+    (here / "bad.cfg").write_text("memory = [\n")
+    assert xm("config", "check", "good.cfg").out == "good.cfg: good\n"
+    done = xm("config", "check", "bad.cfg", "good.cfg", "gone.cfg")
+    assert (done.status, done.out) == (1, "good.cfg: good\n")
+    assert "Error: bad.cfg:1:" in done.err
+    assert "memory" in done.err
+    assert "gone.cfg" in done.err
+    assert 'name = "good"' in xm("config", "show", "good.cfg").out
+    assert json.loads(xm("config", "show", "good.cfg", "memory=77", "--format", "json").out)["memory"] == 77
+    assert json.loads(xm("config", "schema").out)
+    assert xm("config", "keys", "memory").out.startswith("memory ")
+    assert xm("config", "keys", "nope").status == 1
+    assert len(json.loads(xm("config", "keys", "--format", "json").out)["keys"]) > 20
