@@ -123,14 +123,17 @@ class ProcessDomain:
             raise EngineError(
                 f"the monitor of '{self.spec.config.name}' did not answer within {timeout_s:g} s"
             ) from None
-        if self._events.fate.errors:
-            raise EngineError(f"the monitor of '{self.spec.config.name}' failed: {self._events.fate.errors[0]}")
+        self._check_errors()
         if not self.alive:
             raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
 
     async def wait_paused(self, paused: bool) -> None:
-        """Wait until the events say that the guest is (not) paused, or has stopped."""
+        """Wait until the events say that the guest is (not) paused, or has stopped.
+
+        Raises EngineError if the monitor refused what it was started with.
+        """
         while self._stopped is None and self._events.fate.paused is not paused:
+            self._check_errors()
             await self._next_change()
 
     async def destroy(self) -> None:
@@ -153,6 +156,10 @@ class ProcessDomain:
             self._process.close()
         self._events.close()
         self._callbacks.clear()
+
+    def _check_errors(self) -> None:
+        if self._events.fate.errors:
+            raise EngineError(f"the monitor of '{self.spec.config.name}' failed: {self._events.fate.errors[0]}")
 
     async def _next_change(self) -> None:
         self._changed.clear()

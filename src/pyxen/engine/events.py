@@ -56,12 +56,10 @@ class Fate:
 
     def take(self, message: dict[str, Any]) -> None:
         """Take one more message into account."""
-        if message.get("id") == READY_ID:
-            if "return" in message:
-                self.ready = True
-            elif isinstance(error := message.get("error"), dict):
-                self.errors.append(str(error.get("desc", error)))
-            return
+        if isinstance(error := message.get("error"), dict):
+            self.errors.append(str(error.get("desc", error)))
+        elif message.get("id") == READY_ID and "return" in message:
+            self.ready = True
         data = message.get("data")
         match message.get("event"):
             case "STOP":

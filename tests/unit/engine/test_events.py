@@ -69,6 +69,7 @@ def test_an_answer_is_readiness_and_a_refusal_is_not() -> None:
     assert not fate_of({"return": {}, "id": "cont"}).ready
     refused = fate_of({"id": "ready", "error": {"class": "GenericError", "desc": "no"}})
     assert not refused.ready and refused.errors == ["no"]
+    assert fate_of({"id": "cont", "error": {"class": "GenericError", "desc": "never"}}).errors == ["never"]
 
 
 def test_lines_that_arrive_in_pieces(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pyxen.engine.fake import FakeEngine
 from pyxen.engine.process import belongs_to, find, kill_all, last_words, marker, read_pid, spawn
 from pyxen.engine.qemu.descriptors import Descriptors
 from pyxen.engine.qemu.disks import check_disks, letter_index, open_drives
-from pyxen.engine.qemu.launch import readable_by_others
+from pyxen.engine.qemu.launch import kvm_group, readable_by_others
 from pyxen.engine.qemu.networks import check_networks, check_ports, describe
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.qemu.words import translate
@@ -266,3 +266,17 @@ def test_who_may_read(tmp_path: Path) -> None:
     assert readable_by_others(Path("/etc/passwd"))
     path.chmod(0o600)
     assert not readable_by_others(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "group"), [(0o666, 0, 0), (0o660, 108, 108), (0o660, 0, None), (0o600, 108, None)]
+)
+def test_who_may_use_kvm(tmp_path: Path, mode: int, gid: int, group: int | None) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(mode)
+    if os.geteuid() != 0 and gid:
+        pytest.skip("only root gives files away")
+    if os.geteuid() == 0:
+        os.chown(device, 0, gid)
+    assert kvm_group(device) == group

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import subprocess
 from pathlib import Path
 
+import msgspec
+
 from pyxen.api import EngineInfo
 from pyxen.config.model import Accelerator, DomainConfig, DomainType
+from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, RunningDomain
 from pyxen.engine.inotify import Inotify
-from pyxen.engine.probe import Verdict, kvm_verdict
+from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
 from pyxen.engine.process import kill_all
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.domain import QemuDomain
-from pyxen.engine.qemu.launch import find_binary, find_firmware, launch
+from pyxen.engine.qemu.launch import find_binary, find_firmware, kvm_group, launch
 from pyxen.engine.qemu.networks import check_networks
 from pyxen.engine.qemu.words import translate
 from pyxen.errors import ConfigError, EngineError, Unsupported
@@ -70,6 +74,18 @@ class QemuEngine:
             )
         return "kvm" if verdict.usable else "tcg"
 
+    def _accelerator_for(self, spec: DomainSpec) -> str:
+        """The same, for the user that QEMU will run as: KVM may be closed to it though it is open to xend."""
+        accelerator = self.accelerator(spec.config)
+        if accelerator == "tcg" or spec.uid is None or kvm_group() is not None:
+            return accelerator
+        if spec.config.accel is Accelerator.KVM:
+            raise Unsupported(
+                f"'{spec.config.name}' wants accel=kvm, but {DEVICE} is open to its owner only",
+                hint=f"Open it to a group: chgrp kvm {DEVICE} && chmod g+rw {DEVICE}",
+            )
+        return "tcg"
+
     def check(self, config: DomainConfig) -> list[str]:
         find_binary()
         find_firmware(config)
@@ -84,7 +100,7 @@ class QemuEngine:
         return warnings
 
     async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
-        accelerator = await asyncio.to_thread(self.accelerator, spec.config)
+        accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         launching = asyncio.ensure_future(
             asyncio.to_thread(launch, spec, directory, accelerator=accelerator, paused=paused)
         )
@@ -113,6 +129,9 @@ class QemuEngine:
 
     def reap(self, directory: Path) -> None:
         kill_all(directory)
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            spec = msgspec.json.decode((directory / "domain.json").read_bytes(), type=DomainSpec)
+            cgroup.remove(spec.uuid)
 
     def _watcher(self) -> Inotify:
         if self._inotify is None:

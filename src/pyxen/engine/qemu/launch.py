@@ -16,6 +16,7 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.domain import save_info, write_pid
 from pyxen.engine.events import READY_ID
+from pyxen.engine.probe import DEVICE
 from pyxen.engine.process import spawn
 from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.argv import QBOOT, Facts, build
@@ -127,13 +128,18 @@ def _as_user(uid: int | None, accelerator: str) -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise Unsupported("setpriv is missing", hint="Install it: apt-get install util-linux")
-    groups = ["--clear-groups"]
-    if accelerator == "kvm":
-        device = Path("/dev/kvm").stat()
-        if device.st_gid and device.st_mode & 0o060 == 0o060:
-            groups = [f"--groups={device.st_gid}"]
+    group = kvm_group() if accelerator == "kvm" else None
+    groups = [f"--groups={group}"] if group else ["--clear-groups"]
     rights = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
     return [setpriv, f"--reuid={uid}", f"--regid={uid}", *groups, *rights, "--"]
+
+
+def kvm_group(device: Path = DEVICE) -> int | None:
+    """The group whose members may use KVM; 0: everyone may; None: only its owner may."""
+    found = device.stat()
+    if found.st_mode & 0o006 == 0o006:
+        return 0
+    return found.st_gid or None if found.st_mode & 0o060 == 0o060 else None
 
 
 def _readable(path: str | None, uid: int | None, copy: Path) -> str | None:
