@@ -19,12 +19,24 @@ from pyxen import api
 from pyxen.errors import InvalidRequest, PyxenError
 from pyxen.image.store import ImageStore
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when the image is there, 1 after an error, 143 when told to stop."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _stop)
     options = _parser().parse_args(arguments)
+    # A group of our own, so that the tools that are running can be reached all at once.
+    os.setpgrp()
+    for number in _STOPPING:
+        signal.signal(number, _stop)
+    try:
+        return _build(options)
+    finally:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+            os.killpg(0, signal.SIGTERM)  # again, for a tool that was just being started when we were told to stop
+
+
+def _build(options: argparse.Namespace) -> int:
     store = ImageStore(options.images.absolute(), options.kernels.absolute())
     try:
         image = store.build(options.name, dict(map(_option, options.option)), options.force, _print)
@@ -63,9 +75,10 @@ def _print(progress: api.Progress) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave through the cleaning up of everything under way, which a second signal must not cut short."""
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    """Stop the tools and leave through the cleaning up of all that is under way; a second signal can't cut it short."""
+    for each in _STOPPING:
         signal.signal(each, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
     sys.exit(128 + number)
 
 

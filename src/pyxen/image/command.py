@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def run(
 ) -> str:
     """Run a tool to its end and give what it printed. ``what`` completes the sentence "cannot …" of the error.
 
-    If this process is told to stop meanwhile, so are the tool and its children.
+    If this process is told to stop meanwhile, so is the tool.
     """
     command = [need(str(arguments[0])), *map(str, arguments[1:])]
     process = subprocess.Popen(
@@ -53,7 +52,6 @@ def run(
         stderr=subprocess.PIPE,
         cwd=cwd,
         env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
-        start_new_session=True,
         text=True,
         errors="replace",
     )
@@ -79,14 +77,10 @@ def failure(what: str, tool: str, status: int, output: str) -> PyxenError:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Stop a tool and what it started; it gets time to undo its mounts."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.communicate(timeout=_GRACE_S)
-            return
-        except ProcessLookupError:
-            process.communicate()
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """Stop a tool; it gets time to undo what it has mounted."""
+    process.terminate()
+    try:
+        process.communicate(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()

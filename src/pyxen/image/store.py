@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
@@ -33,6 +33,10 @@ from pyxen.image.recipe import Contents, Recipe
 
 _RECIPES: Final = ("debian", "tiny")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+# Inside the class, list is the method.
+Images: TypeAlias = list[api.Image]
+Names: TypeAlias = list[str]
 
 
 class _Record(msgspec.Struct):
@@ -57,15 +61,15 @@ class ImageStore:
         self.images = images
         self.kernels = kernels
 
-    def list(self) -> list[api.Image]:
-        """All images, by name."""
+    def list(self) -> Images:
+        """All images that can be read, by name."""
         try:
             names = sorted(path.name for path in self.images.iterdir() if _NAME.fullmatch(path.name))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise Unavailable(f"cannot read {self.images}: {error.strerror}") from None
-        return [self._image(name, record) for name in names if (record := self._record(name))]
+        return [self._image(name, record) for name in names if (record := self._readable_record(name))]
 
     def get(self, name: str) -> api.Image:
         """One image. Raises NotFound, with what there is."""
@@ -76,15 +80,17 @@ class ImageStore:
             raise NotFound(f"there is no image '{name}' (images: {present})", hint=hint)
         return self._image(name, record)
 
-    def buildable(self) -> list[str]:  # type: ignore[valid-type]  # the name of a method hides the type here
+    def buildable(self) -> Names:
         """The images there are recipes for."""
         return [*_RECIPES]
 
     def remove(self, name: str) -> None:
         """Remove an image; of its files those that a domain's disk still builds on stay until it is gone."""
-        self.get(name)
+        record = self.images / name / "image.json"
+        if not _NAME.fullmatch(name) or not record.exists():
+            self.get(name)
         with self._lock(name):
-            (self.images / name / "image.json").unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
             self._collect(name)
 
     def build(
@@ -108,7 +114,7 @@ class ImageStore:
                 "kernel": source.identity,
                 "options": hashlib.sha256(msgspec.json.encode(sorted(chosen.items()))).hexdigest(),
             }
-            present = self._record(name)
+            present = self._readable_record(name)
             if present and present.made_of == made_of and not force:
                 return self._image(name, present)
             with self._temporary(name) as folder, tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as scratch:

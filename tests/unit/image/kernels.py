@@ -90,3 +90,15 @@ def bzimage(packed: bytes, *, version: int = 0x20F, release: str = RELEASE, setu
         setup[0x248:0x24C] = len(loader).to_bytes(4, "little")
         setup[0x24C:0x250] = len(packed).to_bytes(4, "little")
     return bytes(setup) + loader + packed + b"\xf4" * 50
+
+
+def module(info: bytes) -> bytes:
+    """An ELF object with a .modinfo section, which makes it a kernel module as far as its needs are asked for."""
+    names = b"\x00.modinfo\x00.shstrtab\x00"
+    table = 64 + len(info) + len(names)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 1, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, 3, 2)
+    rows = bytes(64)
+    for name, type, offset, size in ((1, 1, 64, len(info)), (10, 3, 64 + len(info), len(names))):
+        rows += struct.pack("<IIQQQQIIQQ", name, type, 0, 0, offset, size, 0, 0, 1, 0)
+    return header + info + names + rows
