@@ -23,6 +23,8 @@ from typing import BinaryIO, TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from pyxen.errors import PyxenError
+
 MAX_BYTES = 10 * 1024 * 1024
 OLD_FILES = 2
 _BLOCK_BYTES = 64 * 1024
@@ -61,10 +63,15 @@ def open_log(path: Path, *, level: str = "info", foreground: bool = False) -> tu
     """Send this process's logging to ``path`` (10 MiB, two older files), and to stderr as well in the foreground.
 
     Called once, at the process's entry. Libraries that use :mod:`logging` end up in the same file.
-    Raises OSError if the file can't be opened.
+    Raises PyxenError if the file can't be opened.
     """
     logging.raiseExceptions = False  # a full disk must not print tracebacks
-    handlers: list[logging.Handler] = [_OwnersFile(path, maxBytes=MAX_BYTES, backupCount=OLD_FILES)]
+    try:
+        handlers: list[logging.Handler] = [_OwnersFile(path, maxBytes=MAX_BYTES, backupCount=OLD_FILES)]
+    except OSError as error:
+        raise PyxenError(
+            f"cannot write the log {path}: {error.strerror}", hint="Set PYXEN_ROOT to a folder that you may write to."
+        ) from error
     if foreground:
         handlers.append(logging.StreamHandler(sys.stderr))
     root = logging.getLogger()

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxen.errors import PyxenError
 from pyxen.xend import log as module
 from pyxen.xend.log import Ring, open_log, tail_offset
 
@@ -65,6 +66,11 @@ def test_no_value_breaks_its_line(tmp_path: Path, value: str) -> None:
     assert found is not None
     if found[1].startswith('"') and value != "\ud800":
         assert json.loads(found[1]) == value
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(PyxenError, match=r"cannot write the log .*: Is a directory"):
+        open_log(tmp_path)
 
 
 def test_an_event_is_one_line(tmp_path: Path) -> None:

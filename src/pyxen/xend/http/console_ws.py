@@ -14,7 +14,7 @@ from pyxen import api
 from pyxen.errors import Conflict, NotFound, PyxenError
 from pyxen.xend.console import Console
 from pyxen.xend.core import Core
-from pyxen.xend.http.operation import MAX_REF_CHARS, Call, whole_number
+from pyxen.xend.http.operation import MAX_REF_CHARS, Call, query_number
 from pyxen.xend.http.problems import HttpProblem
 
 MAX_INPUT_BYTES = 64 * 1024
@@ -25,6 +25,8 @@ _Closing = tuple[int, str]
 async def needs_websocket(call: Call) -> None:
     """The answer to a plain GET."""
     call.core.get(call.ref("domain"))
+    call.number("after")
+    call.number("wait")
     raise HttpProblem(
         HTTPStatus.UPGRADE_REQUIRED,
         "a console is a WebSocket",
@@ -44,9 +46,8 @@ class ConsoleSocket:
         ref: str = socket.path_params["domain"]
         if len(ref) > MAX_REF_CHARS:
             raise NotFound(f"Domain '{ref[:40]}…' does not exist")
-        after = socket.query_params.get("after")
-        offset = None if after is None else whole_number(after, "the query parameter 'after'")
-        wait = socket.query_params.get("wait", "0") not in ("", "0")
+        offset = query_number(socket, "after")
+        wait = bool(query_number(socket, "wait"))
         uuid = self._core.get(ref).uuid
         console = self._core.console(ref)
         await socket.accept()

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -53,8 +53,7 @@ class Call:
 
     def number(self, name: str) -> int | None:
         """A query parameter that is a whole number; None if absent. Raises InvalidRequest."""
-        text = self.request.query_params.get(name)
-        return None if text is None else whole_number(text, f"the query parameter '{name}'")
+        return query_number(self.request, name)
 
 
 Handler = Callable[[Call], Awaitable[Any]]
@@ -109,6 +108,12 @@ class Resource:
         response = result if isinstance(result, Response) else _response(operation, result)
         response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
+
+
+def query_number(request: HTTPConnection, name: str) -> int | None:
+    """A query parameter that is a whole number; None if absent. Raises InvalidRequest."""
+    text = request.query_params.get(name)
+    return None if text is None else whole_number(text, f"the query parameter '{name}'")
 
 
 def whole_number(text: str, what: str) -> int:

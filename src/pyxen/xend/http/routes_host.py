@@ -49,7 +49,7 @@ async def _host(call: Call) -> api.Host:
 async def _events(call: Call) -> Response:
     after = call.number("after")
     last_seen = call.request.headers.get("last-event-id")
-    if last_seen:
+    if last_seen is not None:
         after = whole_number(last_seen, "the header Last-Event-ID")
     return Stream(sse(call.core.events.subscribe(after)), "text/event-stream")
 

@@ -35,6 +35,7 @@ class FakeCore:
         self.inotify: Inotify | None = None
         self.readers: builtins.list[int] = []
         self.next_domid = 1
+        self.recipes = ["tiny", "slow", "broken"]
         self.building = 0
         self.failure: Exception | None = None
 
@@ -122,10 +123,10 @@ class FakeCore:
         return "(XEN) hello\n"
 
     def images(self) -> api.ImageList:
-        return api.ImageList(images=[], buildable=["tiny"])
+        return api.ImageList(images=[], buildable=self.recipes)
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
-        if name not in ("tiny", "slow", "broken"):
+        if name not in self.recipes:
             raise NotFound(f"there is no recipe for an image '{name}'")
         return self._build(name)
 
