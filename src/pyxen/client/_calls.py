@@ -85,6 +85,8 @@ def from_problem(said: api.Problem, *, ref: str | None = None) -> PyxenError:
     detail = said.detail or said.title
     if ref is not None and said.code == NotFound.code and detail == f"Domain '{ref}' does not exist":
         return DomainNotFound(ref, hint=said.hint)
+    if said.status == 401:
+        return PyxenError(detail, hint="Set XM_TOKEN to what is in the file 'token' next to that xend's socket")
     if said.code == errors.ConfigError.code:
         return errors.ConfigError(detail, hint=said.hint, key=said.key)
     kind = _BY_CODE.get(said.code) or _BY_STATUS.get(said.status, PyxenError)

@@ -19,7 +19,14 @@ def with_console(
 
     domain = start(True)
     started(domain)
-    with client.console(domain.uuid) as console:
+    try:
+        console = client.console(domain.uuid)
+    except BaseException:
+        # It was to run, with or without somebody to watch.
+        if not paused:
+            client.unpause(domain.uuid)
+        raise
+    with console:
         if not paused:
             client.unpause(domain.uuid)
         attach(console, drain_s=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import click
+
 from pyxen.api import Domain, PowerState
 from pyxen.client import Client
 from pyxen.errors import NotFound, PyxenError
@@ -13,6 +15,8 @@ PATIENCE_S = 15.0
 """For so long xend may be away while somebody waits."""
 _GRACE_S = 30.0
 """A domain that has not come back so long after it went has failed to reboot."""
+_NOTE_S = 15.0
+"""After so long without an effect, say what may be the matter: a guest that is booting does not hear the request."""
 _OVER = (PowerState.HALTED, PowerState.SHUTDOWN, PowerState.CRASHED)
 
 
@@ -33,10 +37,12 @@ def _pauses() -> Iterator[float]:
 def until_stopped(client: Client, domain: Domain, deadline: float | None) -> None:
     """Return when this life of ``domain`` is over; raises PyxenError at ``deadline`` (monotonic seconds)."""
     patient = client.patient(PATIENCE_S)
+    doubt = _Doubt(domain)
     for pause in _pauses():
         now = _look(patient, domain.uuid)
         if now is None or now.domid != domain.domid or now.power_state in _OVER:
             return
+        doubt.grow()
         _check(deadline, f"Domain '{domain.name}' has not shut down in time", f"End it with: xm destroy {domain.name}")
         time.sleep(pause)
 
@@ -44,6 +50,7 @@ def until_stopped(client: Client, domain: Domain, deadline: float | None) -> Non
 def until_rebooted(client: Client, domain: Domain, deadline: float | None, *, grace_s: float = _GRACE_S) -> bool:
     """Return True when ``domain`` runs in its next life, False when it is gone for good; raises at ``deadline``."""
     patient = client.patient(PATIENCE_S)
+    doubt = _Doubt(domain)
     gone_at = None
     for pause in _pauses():
         now = _look(patient, domain.uuid)
@@ -57,9 +64,27 @@ def until_rebooted(client: Client, domain: Domain, deadline: float | None, *, gr
             if time.monotonic() - gone_at > grace_s:
                 return False
         else:
+            doubt.grow()
             _check(deadline, f"Domain '{domain.name}' has not rebooted in time", f"Look: xm console {domain.name}")
         time.sleep(pause)
     raise AssertionError
+
+
+class _Doubt:
+    """Says once, on the standard error, that a guest may not have heard."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._name = domain.name
+        self._until: float | None = time.monotonic() + _NOTE_S
+
+    def grow(self) -> None:
+        if self._until is not None and time.monotonic() >= self._until:
+            self._until = None
+            click.echo(
+                f"Domain {self._name} has not reacted yet. A guest that was still booting does not hear the request: "
+                f"ask again, look (xm console {self._name}), or end it (xm destroy {self._name}).",
+                err=True,
+            )
 
 
 def _check(deadline: float | None, message: str, hint: str) -> None:

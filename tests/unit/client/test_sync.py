@@ -79,6 +79,13 @@ def test_an_answer_that_is_no_problem_body_still_says_its_status(stub: Stub, cli
         client.host()
 
 
+def test_a_missing_token_says_where_it_is(stub: Stub, client: Client) -> None:
+    stub.answers["GET /v1/host"] = problem(401, "unauthorized", "who are you", hint="for programmers")
+    with pytest.raises(errors.PyxenError) as caught:
+        client.host()
+    assert "XM_TOKEN" in str(caught.value.hint)
+
+
 def test_an_unknown_domain_is_told_from_another_missing_thing(stub: Stub, client: Client) -> None:
     stub.answers["POST /v1/domains/web/start"] = [
         problem(404, "not-found", "Domain 'web' does not exist"),

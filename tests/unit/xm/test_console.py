@@ -128,6 +128,14 @@ def test_start_paused_leaves_it_paused(xend: ConsoleStub) -> None:
     assert xend.orders == ["start paused"]
 
 
+def test_a_console_that_is_refused_does_not_leave_the_domain_paused(xend: ConsoleStub) -> None:
+    assert xend.domain is not None
+    xend.domain.domid = None
+    done = piped(xend, "start", "-c", "web")
+    assert done.returncode == 1
+    assert xend.orders == ["start paused", "unpause"]
+
+
 def test_errors_are_plain(xend: ConsoleStub) -> None:
     xend.domain = None
     done = piped(xend, "console", "web")

@@ -101,6 +101,14 @@ def test_shutdown_waits_until_each_is_gone(xm: Xm, fake: FakeClient) -> None:
     assert fake.orders == [("shutdown", "web", "poweroff")]
 
 
+def test_a_long_wait_says_what_may_be_the_matter(xm: Xm, fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "_NOTE_S", 0.0)
+    fake.answers = [WEB, WEB, WEB, WEB, None]
+    done = xm("shutdown", "-w", "web")
+    assert done.err.count("web has not reacted yet") == 1
+    assert done.status == 0
+
+
 @pytest.mark.parametrize(
     "last",
     [
