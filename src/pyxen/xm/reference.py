@@ -14,7 +14,7 @@ from pyxen.xm.command import Command
 def reference_markdown() -> str:
     """Every command with its synopsis, options and examples, as Markdown."""
     root = click.Context(cli, info_name="xm")
-    lines = ["# xm", "", *_prose(cli), "", *_statuses()]
+    lines = ["# xm", "", *_prose(cli), "", *_conventions()]
     for section, names in SECTIONS.items():
         lines += ["", f"## {section}"]
         for name in names:
@@ -24,7 +24,7 @@ def reference_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _statuses() -> Iterator[str]:
+def _conventions() -> Iterator[str]:
     yield "| exit status | meaning |"
     yield "| --- | --- |"
     for status, meaning in (
@@ -35,6 +35,17 @@ def _statuses() -> Iterator[str]:
         (130, "interrupted by Ctrl-C"),
     ):
         yield f"| {status} | {meaning} |"
+    yield ""
+    yield "| environment | meaning |"
+    yield "| --- | --- |"
+    for name, meaning in (
+        ("XM_SERVER", "which xend: `unix:///PATH` or `http://127.0.0.1:PORT`; by default this user's"),
+        ("XM_TOKEN", "the token for `http://`; by default the one that this user's xend has written"),
+        ("XM_FORMAT", "`json`: what `--format` is by default"),
+        ("PYXEN_ROOT", "the folder of another xend"),
+        ("NO_COLOR", "no colours, whatever the terminal"),
+    ):
+        yield f"| `{name}` | {meaning} |"
 
 
 def _command(found: click.Command, ctx: click.Context) -> Iterator[str]:
@@ -62,7 +73,7 @@ def _prose(found: click.Command) -> list[str]:
 
 def _options(found: click.Command, ctx: click.Context) -> Iterator[str]:
     records = [record for each in found.get_params(ctx) if (record := each.get_help_record(ctx)) is not None]
-    records = [(names, text) for names, text in records if "--help" not in names]
+    records = [(names, text) for names, text in records if text and "--help" not in names]
     if not records:
         return
     yield from ["", "| option | meaning |", "| --- | --- |"]

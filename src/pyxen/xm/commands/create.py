@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Start a domain from a file or from key=value words.
 
-    FILE is in xm's and xl's format. A word such as memory=512 goes before what the file says. Without a FILE, image=…
+    FILE is in xm's and xl's format. A word such as memory=512 overrides the file. Without a FILE, image=…
     or kernel=… says what boots. The domain is forgotten when it ends; xm new defines one that is kept.
     """
     as_json = form == "json"
