@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 XM = Path(sys.executable).with_name("xm")
 XEND = Path(sys.executable).with_name("xend")
 NAME = "demo"
+PROMPT = b":~# "
+ANSWER = b"GNU/Linux"
+BOOT_LIMIT_S = 120
 
 
 def step(text: str) -> None:
@@ -38,9 +43,29 @@ def answer(*words: str | Path) -> str | None:
 
 def show_boot() -> None:
     """The console from the first line to the prompt, then ``uname -a`` typed into it."""
-    from pyxen.client.console import Console  # what xm console uses
+    from pyxen.client import Client
 
-    raise NotImplementedError(Console)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(BOOT_LIMIT_S)
+    with Client() as xend, xend.console(NAME) as console:
+        seen = b""
+        typed = False
+        for data in console:
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+            seen += data
+            if typed and PROMPT in seen.partition(ANSWER)[2]:
+                break
+            if not typed and PROMPT in seen:
+                # What came before was the boot, or an earlier visit: only what follows answers this question.
+                seen, typed = b"", True
+                console.write(b"uname -a\n")
+    signal.alarm(0)
+    print(flush=True)
+
+
+def _too_long(number: int, frame: object) -> NoReturn:
+    sys.exit(f"\nError: no answer on the console within {BOOT_LIMIT_S} s\nSee what xend says: {XM} log")
 
 
 def main() -> None:
@@ -53,7 +78,7 @@ def main() -> None:
     state = answer(XM, "domstate", NAME)
     if state is None:
         step(f"a domain: xm create image=tiny name={NAME}")
-        run(XM, "create", "-q", "image=tiny", f"name={NAME}", "memory=256", "vif=")
+        run(XM, "create", "-q", "image=tiny", f"name={NAME}", "memory=256", "vif=", "extra=loglevel=7")
     else:
         step(f"the domain '{NAME}' is there already")
     step("its console")

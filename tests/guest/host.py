@@ -18,7 +18,7 @@ from typing import Any
 import pexpect
 
 BIN = Path(sys.executable).parent
-PROMPT = r"tiny:~# "
+PROMPT = r"[\w-]+:~# "
 CACHE = Path(os.environ.get("PYXEN_TEST_CACHE", Path(__file__).resolve().parents[2] / "build" / "guest-cache"))
 """Images built once for all runs in this checkout."""
 

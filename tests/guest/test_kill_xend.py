@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.guest.host import Host, type_line, wait_for
+from tests.guest.host import PROMPT, Host, type_line, wait_for
 
 TIMES = 10
 
@@ -96,7 +96,7 @@ def test_a_console_goes_on_where_it_was(host: Host) -> None:
         for expected in range(first + 1, first + 301):
             console.expect(r"line-(\d+)\r")
             assert int(console.match.group(1)) == expected
-        console.expect("tiny:~# ")
+        console.expect(PROMPT)
         assert type_line(console, f"echo still {number}") == f"still {number}"
     console.close()
     host.xm("destroy", "web")

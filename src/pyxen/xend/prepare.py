@@ -5,6 +5,7 @@ Blocking; xend calls it in a thread. Raises PyxenError before anything of the do
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import stat
@@ -209,7 +210,7 @@ def _boot_files(config: DomainConfig, image: api.Image | None, roots: Roots) -> 
     if ramdisk is None and image is not None and config.kernel is None:
         ramdisk = image.ramdisk
     if config.cmdline is None and image is not None and config.kernel is None:
-        config = msgspec.structs.replace(config, cmdline=image.cmdline)
+        config = msgspec.structs.replace(config, cmdline=f"{image.cmdline} {_hostname(config)}".strip())
     if ramdisk is not None:
         _check_readable("ramdisk", ramdisk)
     if kernel is None:
@@ -225,6 +226,14 @@ def _boot_files(config: DomainConfig, image: api.Image | None, roots: Roots) -> 
             )
         kernel = str(unpacked.vmlinux)
     return kernel, ramdisk, command_line(config)
+
+
+def _hostname(config: DomainConfig) -> str:
+    """The kernel's own parameter (since Linux 5.19), where the domain's name can be a host's."""
+    words = f"{config.root} {config.extra}".split()
+    if any(word.startswith("hostname=") for word in words) or not re.fullmatch("[A-Za-z0-9-]{1,63}", config.name):
+        return ""
+    return f"hostname={config.name}"
 
 
 def _check_readable(what: str, path: str) -> None:
