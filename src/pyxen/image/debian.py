@@ -22,9 +22,9 @@ from pyxen.image.debs import KernelFiles
 from pyxen.image.files import write_file
 from pyxen.image.recipe import Contents, Report
 
-VERSION = 1
+VERSION = 2
 OPTIONS: Mapping[str, str] = {"password": "debian", "ssh_key": "", "size": "4G", "packages": ""}
-CMDLINE: Final = "root=LABEL=root ro quiet"
+CMDLINE: Final = "root=LABEL=root ro quiet cryptomgr.notests"
 
 _PACKAGES: Final = (
     "systemd-sysv",

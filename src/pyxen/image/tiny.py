@@ -13,7 +13,7 @@ from pyxen.image.files import write_file
 from pyxen.image.modules import ModuleTree
 from pyxen.image.recipe import Contents, Report
 
-VERSION = 2
+VERSION = 3
 OPTIONS: Mapping[str, str] = {}
 CMDLINE: Final = "quiet cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
 """Without the self-tests of cryptography, a sixth of the time a slow guest takes to start."""
@@ -43,7 +43,7 @@ _PASSWD: Final = "root:$5$pyxen$Bq2WPpky/As4wCEs21lgvd2EwYtT4r2OGtyCWFei0d9:0:0:
 
 # The shell would take busybox's own commands, which wait for the shell to end.
 _PROFILE: Final = """\
-export ENV=/etc/profile PS1='tiny:\\w# '
+export ENV=/etc/profile PS1='\\h:\\w# '
 alias poweroff=/sbin/poweroff halt=/sbin/halt reboot=/sbin/reboot
 """
 
