@@ -161,7 +161,7 @@ class StartRequest(Struct, forbid_unknown_fields=True):
 
 
 class ShutdownRequest(Struct, forbid_unknown_fields=True):
-    reason: Annotated[str, Meta(pattern="^(poweroff|reboot|halt)$")] = "poweroff"
+    reason: Annotated[str, Meta(pattern=r"^(poweroff|reboot|halt)$(?!\n)")] = "poweroff"
 
 
 class RenameRequest(Struct, forbid_unknown_fields=True):
@@ -244,8 +244,10 @@ class Event(Struct, omit_defaults=True):
     sequence: int
     time: float
     kind: str
-    """domain-created, -started, -paused, -unpaused, -shutdown-requested, -stopped, -restarted, -destroyed, -renamed,
-    -defined, -deleted, -silent, -adopted, -preserved; image-built, image-removed; xend-started, xend-stopping."""
+    """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -renamed, -silent,
+    -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -dumped, -preserved, -restarted,
+    -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; xend-started, xend-stopping;
+    events-lost (older ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None

@@ -73,10 +73,10 @@ class Host:
             text=True,
         )
 
-    def list(self) -> dict[str, dict[str, Any]]:
+    def domains(self) -> dict[str, dict[str, Any]]:
         """Domains by name, without Domain-0."""
-        domains = json.loads(self.xm("list", "--format", "json"))["domains"]
-        return {domain["name"]: domain for domain in domains if domain["domid"] != 0}
+        listed = json.loads(self.xm("list", "--format", "json"))["domains"]
+        return {domain["name"]: domain for domain in listed if domain["domid"] != 0}
 
     def console(self, name: str, timeout: float = 60) -> pexpect.spawn[str]:
         """``xm console`` on a terminal of its own."""
@@ -124,7 +124,7 @@ class Host:
 
     def _names(self) -> list[str]:
         try:
-            return [name for name, domain in self.list().items() if domain["domid"] is not None]
+            return [name for name, domain in self.domains().items() if domain["domid"] is not None]
         except (AssertionError, ValueError):
             return []
 

@@ -70,7 +70,7 @@ def test_create_says_what_is_wrong(shared: Host, words: list[str], expected: str
 
 
 def nothing_left(host: Host) -> None:
-    assert host.list() == {}
+    assert host.domains() == {}
     assert list((host.root / "run" / "domains").iterdir()) == []
     assert [line for line in host.processes().values() if "qemu-system" in line.split(" ")[0]] == []
 

@@ -15,14 +15,22 @@ TIMES = 10
 def settled(host: Host) -> None:
     """What xend says and what runs must agree, and no state may be one of passage."""
     wait_for(
-        lambda: all(domain["state"] in ("r-----", "-b----", "") for domain in host.list().values()),
+        lambda: all(domain["state"] in ("r-----", "-b----", "") for domain in host.domains().values()),
         "every domain is running or gone",
     )
-    known = {domain["pid"] for domain in host.list().values() if domain["domid"] is not None}
+    known = {domain["pid"] for domain in host.domains().values() if domain["domid"] is not None}
     monitors = {pid for pid, line in host.processes().items() if "qemu-system" in line.split(" ")[0]}
     assert monitors == known
     folders = {path.name for path in (host.root / "run" / "domains").iterdir()}
-    assert folders == {str(domain["domid"]) for domain in host.list().values() if domain["domid"] is not None}
+    assert folders == {str(domain["domid"]) for domain in host.domains().values() if domain["domid"] is not None}
+
+
+def wait_gone(host: Host, name: str) -> None:
+    wait_for(lambda: name not in host.domains(), f"{name} is gone")
+
+
+def wait_for_id_above(host: Host, before: int) -> None:
+    wait_for(lambda: (host.domains()["web"]["domid"] or 0) > before, "web is back under a new id")
 
 
 def kill_during(host: Host, *words: str, after: float) -> None:
@@ -37,15 +45,15 @@ def kill_during(host: Host, *words: str, after: float) -> None:
 @pytest.mark.timeout(600)
 def test_during_create(host: Host) -> None:
     host.xm("create", "image=tiny", "name=bystander", "memory=192")
-    bystander = host.list()["bystander"]["pid"]
+    bystander = host.domains()["bystander"]["pid"]
     for number in range(TIMES):
         kill_during(
             host, "xm", "create", "image=tiny", f"name=d{number}", "memory=128", after=random.uniform(0.05, 0.6)
         )
         settled(host)
-        assert host.list()["bystander"]["pid"] == bystander
+        assert host.domains()["bystander"]["pid"] == bystander
         # Whatever became of it, its name can be used or the domain ended.
-        if f"d{number}" in host.list():
+        if f"d{number}" in host.domains():
             host.xm("destroy", f"d{number}")
         else:
             host.xm("create", "image=tiny", f"name=d{number}", "memory=128", "-p")
@@ -61,9 +69,9 @@ def test_during_shutdown(host: Host) -> None:
         host.ready(name).close()
         kill_during(host, "xm", "shutdown", name, after=random.uniform(0.05, 0.5))
         # An order that xend had accepted is carried out; one that it hadn't can be given again.
-        if name in host.list() and host.list()[name]["state"] != "":
+        if name in host.domains() and host.domains()[name]["state"] != "":
             host.xm("shutdown", "-w", name, check=False)
-        wait_for(lambda name=name: name not in host.list(), f"{name} is gone")
+        wait_gone(host, name)
         settled(host)
 
 
@@ -72,11 +80,11 @@ def test_during_reboot(host: Host) -> None:
     host.xm("create", "image=tiny", "name=web", "memory=128")
     for _ in range(TIMES):
         host.ready("web").close()
-        before = host.list()["web"]["domid"]
+        before = host.domains()["web"]["domid"]
         kill_during(host, "xm", "reboot", "web", after=random.uniform(0.05, 2.0))
-        if host.list()["web"]["domid"] == before:
+        if host.domains()["web"]["domid"] == before:
             host.xm("reboot", "-w", "web", check=False)
-        wait_for(lambda before=before: (host.list()["web"]["domid"] or 0) > before, "web is back under a new id")
+        wait_for_id_above(host, before)
         settled(host)
     host.ready("web").close()
     host.xm("destroy", "web")

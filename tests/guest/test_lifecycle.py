@@ -36,41 +36,41 @@ def test_login_write_reboot_and_find_the_data_again(host: Host) -> None:
     assert len(digest.split()[0]) == 64
     console.sendline("reboot")
     console.expect("Domain web has ended \\(reboot\\)")
-    wait_for(lambda: host.list()["web"]["domid"] == 2, "the domain is back under a new id")
+    wait_for(lambda: host.domains()["web"]["domid"] == 2, "the domain is back under a new id")
     console = host.console("web")
     console.expect("login: ")
     console.sendline("root")
     console.expect("Password: ")
     console.sendline("tiny")
     console.expect(PROMPT)
-    assert host.list()["web"]["restart_count"] == 1
+    assert host.domains()["web"]["restart_count"] == 1
     type_line(console, "mkdir -p /data && mount /dev/vda /data")
     assert type_line(console, "sha256sum < /data/random") == digest
     host.xm("shutdown", "-w", "web")
-    assert "web" not in host.list()
+    assert "web" not in host.domains()
 
 
 def test_pause_stops_the_guest_and_unpause_lets_it_go_on(host: Host) -> None:
     host.xm("create", "-p", "image=tiny", "name=web", "memory=192")
-    assert host.list()["web"]["state"] == "--p---"
+    assert host.domains()["web"]["state"] == "--p---"
     host.xm("unpause", "web")
     host.ready("web").close()
     host.xm("pause", "web")
-    assert host.list()["web"]["state"] == "--p---"
+    assert host.domains()["web"]["state"] == "--p---"
     refused = host.try_run("xm", "shutdown", "web")
     assert refused.returncode == 1
     assert "is paused" in refused.stderr
     host.xm("unpause", "web")
     host.xm("destroy", "web")
-    assert host.list() == {}
+    assert host.domains() == {}
 
 
 def test_a_crash_is_noticed_and_preserved(host: Host) -> None:
     host.xm("create", "image=tiny", "name=web", "memory=192", "on_crash=preserve")
     console = host.ready("web")
     console.sendline("echo c > /proc/sysrq-trigger")
-    wait_for(lambda: host.list()["web"]["state"] == "----c-", "the crash is seen")
-    assert host.list()["web"]["shutdown_reason"] == "crash"
+    wait_for(lambda: host.domains()["web"]["state"] == "----c-", "the crash is seen")
+    assert host.domains()["web"]["shutdown_reason"] == "crash"
     host.xm("destroy", "web")
 
 
@@ -78,7 +78,7 @@ def test_a_crash_with_coredump_destroy_leaves_an_elf_core(host: Host) -> None:
     host.xm("create", "image=tiny", "name=web", "memory=192", "on_crash=coredump-destroy")
     console = host.ready("web")
     console.sendline("echo c > /proc/sysrq-trigger")
-    wait_for(lambda: host.list() == {}, "the domain is destroyed")
+    wait_for(lambda: host.domains() == {}, "the domain is destroyed")
     (core,) = (host.root / "state" / "dump").iterdir()
     with core.open("rb") as file:
         assert file.read(4) == b"\x7fELF"
@@ -86,24 +86,24 @@ def test_a_crash_with_coredump_destroy_leaves_an_elf_core(host: Host) -> None:
 
 def test_a_managed_domain_stays_when_it_stops(host: Host) -> None:
     host.xm("new", "image=tiny", "name=web", "memory=192")
-    assert host.list()["web"]["domid"] is None
+    assert host.domains()["web"]["domid"] is None
     host.xm("start", "web")
     host.ready("web").close()
     host.xm("shutdown", "-w", "web")
-    assert host.list()["web"]["power_state"] == "halted"
+    assert host.domains()["web"]["power_state"] == "halted"
     host.run("xend", "restart")
-    assert "web" in host.list()
+    assert "web" in host.domains()
     host.xm("delete", "web")
-    assert host.list() == {}
+    assert host.domains() == {}
 
 
 def test_rename_restart_keeps_the_old_one_under_another_name(host: Host) -> None:
     host.xm("create", "image=tiny", "name=web", "memory=192", "on_reboot=rename-restart")
     console = host.ready("web")
     console.sendline("reboot")
-    wait_for(lambda: host.list().get("web", {}).get("domid") == 2, "a new domain in its place")
-    (kept,) = [name for name in host.list() if name != "web"]
-    assert kept == f"Domain-{host.list()[kept]['uuid']}"
+    wait_for(lambda: host.domains().get("web", {}).get("domid") == 2, "a new domain in its place")
+    (kept,) = [name for name in host.domains() if name != "web"]
+    assert kept == f"Domain-{host.domains()[kept]['uuid']}"
     host.xm("destroy", kept)
     host.xm("destroy", "web")
 
@@ -113,5 +113,11 @@ def test_xm_reboot_brings_it_back_under_a_new_id(host: Host) -> None:
     for domid in (2, 3):
         host.ready("web").close()
         host.xm("reboot", "-w", "web")
-        assert host.list()["web"]["domid"] == domid
+        assert host.domains()["web"]["domid"] == domid
     host.xm("destroy", "web")
+
+
+def test_a_guest_that_is_still_booting_hears_the_shutdown_later(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192")
+    host.xm("shutdown", "-w", "web")
+    assert host.domains() == {}

@@ -24,4 +24,4 @@ def test_twenty_domains_each_with_its_own_console(host: Host) -> None:
         assert type_line(console, "hostname") == name
         console.close()
     host.xm("shutdown", "-a", "-w", timeout=300)
-    assert host.list() == {}
+    assert host.domains() == {}

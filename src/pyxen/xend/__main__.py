@@ -105,11 +105,17 @@ def running_pid(roots: Roots) -> int | None:
 
 def spawn(roots: Roots, listen: str | None) -> int:
     """Start xend as a daemon and wait until it answers; raises PyxenError with its words if it doesn't."""
-    roots.state.mkdir(parents=True, exist_ok=True)
     words = roots.state / "xend.err"
+    try:
+        roots.state.mkdir(parents=True, exist_ok=True)
+        errors = words.open("wb")
+    except OSError as error:
+        raise PyxenError(
+            f"cannot use {error.filename}: {error.strerror}", hint="Set PYXEN_ROOT to a folder that you may write to."
+        ) from error
     receive, ready = os.pipe()
     try:
-        with words.open("wb") as errors:
+        with errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pyxen.xend", "run", "--ready-fd", str(ready)]
                 + (["--listen", listen] if listen else []),

@@ -155,11 +155,18 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
                 lifespan="off",
                 timeout_graceful_shutdown=2,
                 ws="websockets-sansio",
+                ws_per_message_deflate=False,
             )
         )
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            events.publish("xend-stopping")
+            events.close()  # ends the streams that would otherwise keep the server waiting
+            server.should_exit = True
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, setattr, server, "should_exit", True)
+            loop.add_signal_handler(number, stop)
         log.info("xend started", version=__version__, pid=os.getpid(), socket=str(roots.socket), listen=listen)
         events.publish("xend-started")
         if ready is not None:
@@ -170,6 +177,7 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
         finally:
             log.info("xend stopping")
             for live in life.registry.live.values():
+                live.cancel()
                 live.process.close()
                 live.console.close("xend stopped")
             # A gap keeps sequence numbers rising even if the last ones were never written down.

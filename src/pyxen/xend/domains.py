@@ -109,8 +109,7 @@ class Domains:
             record.intended = reason
             await self._life.store.save(record)
             self._life.tell("domain-shutdown-requested", record, reason=reason)
-            await live.process.request_shutdown(reason)
-        self._watch_shutdown(record, live)
+            await self._life.ask(record, live, reason)
         return self._registry.view(record)
 
     async def destroy(self, ref: str) -> api.Domain:
@@ -219,16 +218,6 @@ class Domains:
                 await (live.process.pause() if wanted else live.process.unpause())
                 self._life.tell("domain-paused" if wanted else "domain-unpaused", record)
         return self._registry.view(record)
-
-    def _watch_shutdown(self, record: Record, live: Live) -> None:
-        timeout = self._life.settings.shutdown_timeout
-        domid = record.domid
-
-        def look() -> None:
-            if record.domid == domid and live.process.stopped is None:
-                self._life.tell("domain-unresponsive", record, seconds=timeout)
-
-        live.timers.append(asyncio.get_running_loop().call_later(timeout, look))
 
     def _changeable(self, ref: str, verb: str) -> Record:
         if ref in DOMAIN_0:

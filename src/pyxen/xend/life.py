@@ -36,6 +36,7 @@ from pyxen.xend.settings import Settings
 from pyxen.xend.store import Origin, Phase, Record, Store
 
 _KEPT_CONSOLE_BYTES = 64 * 1024
+_FIRST_REPEAT_S = 3.0
 
 
 class Life:
@@ -200,6 +201,28 @@ class Life:
 
     # Ending
 
+    async def ask(self, record: Record, live: Live, reason: str) -> None:
+        """Ask the guest to stop, and again while it doesn't: one that is still booting hears no power button.
+
+        After ``shutdown_timeout`` it is called unresponsive, and left alone.
+        """
+        await live.process.request_shutdown(reason)
+        live.asking.append(asyncio.create_task(self._ask_again(record, live, reason)))
+
+    async def _ask_again(self, record: Record, live: Live, reason: str) -> None:
+        deadline = now() + self.settings.shutdown_timeout
+        wait = _FIRST_REPEAT_S
+        while now() + wait < deadline:
+            await asyncio.sleep(wait)
+            wait *= 2
+            if live.process.stopped is not None or record.intended != reason:
+                return
+            with contextlib.suppress(PyxenError):  # it may be paused, or stop just now
+                await live.process.request_shutdown(reason)
+        await asyncio.sleep(max(deadline - now(), 0.0))
+        if live.process.stopped is None:
+            self.tell("domain-unresponsive", record, seconds=self.settings.shutdown_timeout)
+
     async def stopped(self, uuid: str, domid: int, stopped: Stopped) -> None:
         """Do what the description says of this end. Called once for each end, also for one found at recovery."""
         async with self.registry.lock(uuid):
@@ -235,8 +258,7 @@ class Life:
         """Close what is held of a domain whose process has ended, keep its last words, remove its folder."""
         live = self.registry.live.pop(record.uuid, None)
         if live is not None:
-            for timer in live.timers:
-                timer.cancel()
+            live.cancel()
             await asyncio.to_thread(self._keep_last_words, record.name, live.console)
             live.process.close()
             live.console.close(reason.value)

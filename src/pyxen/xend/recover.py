@@ -85,7 +85,7 @@ async def _repeat_order(life: Life, record: Record, process: RunningDomain) -> N
         if record.intended == "destroy":
             await life.end(record, ShutdownReason.DESTROYED)
         elif record.intended is not None and process.stopped is None:
-            await process.request_shutdown(record.intended)
+            await life.ask(record, life.registry.live[record.uuid], record.intended)
 
 
 async def _find_preserved(life: Life, record: Record) -> None:

@@ -27,6 +27,14 @@ class Live:
     accelerator: str = ""
     silent: bool = False
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    asking: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Let go of what would have been done later."""
+        for timer in self.timers:
+            timer.cancel()
+        for task in self.asking:
+            task.cancel()
 
 
 class Registry:

@@ -61,7 +61,7 @@ def test_refusals(data: bytes, key: str | None, message: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [None, 5, [], "", {1: 2}, {"name": "\ud800"}, {"name": "x", "description": "\ud800"}, {"name": object()}, object()],
-    ids=repr,
+    ids=lambda data: type(data).__name__,
 )
 def test_objects_that_json_can_t_be(data: object) -> None:
     with pytest.raises(ConfigError):

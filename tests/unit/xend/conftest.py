@@ -40,8 +40,7 @@ class Xend:
 
     async def die(self) -> None:
         for live in self.life.registry.live.values():
-            for timer in live.timers:
-                timer.cancel()
+            live.cancel()
             live.process.close()
             live.console.close("")
         await self.life.store.close()

@@ -22,7 +22,7 @@ Boot = Callable[..., Awaitable[Xend]]
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for is another process's doing
             await asyncio.sleep(0.005)
 
 
@@ -339,3 +339,21 @@ async def test_the_watchdog_reports_a_guest_that_says_nothing(boot: Boot) -> Non
     await until(lambda: "domain-silent" in xend.kinds())
     assert xend.domains.get("web").silent
     assert not xend.domains.get("talks").silent
+
+
+async def test_a_guest_that_does_not_hear_is_asked_again_and_then_called_unresponsive(boot: Boot) -> None:
+    xend = await boot(shutdown_timeout=4)
+    await create(xend, extra="fake.deaf")
+    presses: list[str] = []
+    process = xend.process("web")
+    ask = process.request_shutdown
+
+    async def counted(reason: str) -> None:
+        presses.append(reason)
+        await ask(reason)
+
+    process.request_shutdown = counted  # type: ignore[method-assign]
+    await xend.domains.shutdown("web", "poweroff")
+    await until(lambda: "domain-unresponsive" in xend.kinds())
+    assert presses == ["poweroff", "poweroff"]
+    assert xend.domains.get("web").power_state is PowerState.RUNNING
