@@ -1,0 +1,127 @@
+"""A guest's physical memory, as the hypervisor sees it: reads, writes and views, each checked against what is there.
+
+Addresses are guest-physical (``gpa``) and come from the guest, so every access may raise :class:`BadAddress`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+
+_U16: Final = struct.Struct("<H")
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+
+
+class BadAddress(Exception):
+    """An access that is not wholly inside one region of the guest's memory (-EFAULT to the guest)."""
+
+    def __init__(self, gpa: int, length: int) -> None:
+        super().__init__(f"{length} bytes at {gpa:#x} are not in the guest's memory")
+        self.gpa = gpa
+        self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Memory from ``start`` up to, but without, ``end``; ``data`` is writable and as long."""
+
+    start: int
+    end: int
+    data: memoryview
+
+
+class GuestMemory:
+    """The memory of one domain, of one or more regions that don't overlap.
+
+    Integers are little-endian and unsigned, whatever their alignment; ``put_`` cuts off what is too large.
+    A store of up to 8 aligned bytes is seen whole by the guest; nothing here is a locked operation.
+    """
+
+    def __init__(self, regions: Iterable[tuple[int, mmap.mmap | bytearray | memoryview]] = ()) -> None:
+        self.regions: tuple[Region, ...] = ()
+        for start, data in regions:
+            self.add(start, data)
+
+    @classmethod
+    def anonymous(cls, size: int) -> GuestMemory:
+        """``size`` zeroed bytes from address 0."""
+        return cls([(0, mmap.mmap(-1, size))])
+
+    def add(self, start: int, data: mmap.mmap | bytearray | memoryview) -> Region:
+        """Put ``data`` at ``start``. Raises ValueError if something is there."""
+        view = memoryview(data).cast("B")
+        region = Region(start, start + len(view), view)
+        if any(region.start < other.end and other.start < region.end for other in self.regions):
+            raise ValueError(f"there is memory at {start:#x} already")
+        # A new tuple: other threads may be looking through the old one.
+        self.regions = (*self.regions, region)
+        return region
+
+    def remove(self, region: Region) -> None:
+        """Take a region away; views of it stay valid, but are no longer the guest's."""
+        self.regions = tuple(other for other in self.regions if other is not region)
+
+    def find(self, gpa: int, length: int) -> Region:
+        """The region that holds all of ``length`` bytes at ``gpa``. Raises BadAddress."""
+        if length >= 0:
+            end = gpa + length
+            for region in self.regions:
+                if region.start <= gpa and end <= region.end:
+                    return region
+        raise BadAddress(gpa, length)
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The guest's own bytes, writable, not copied. Raises BadAddress."""
+        region = self.find(gpa, length)
+        offset = gpa - region.start
+        return region.data[offset : offset + length]
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of ``length`` bytes. Raises BadAddress."""
+        return bytes(self.view(gpa, length))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store ``data``, all or (BadAddress) nothing of it."""
+        self.view(gpa, len(data))[:] = data
+
+    def u8(self, gpa: int) -> int:
+        region = self.find(gpa, 1)
+        return region.data[gpa - region.start]
+
+    def u16(self, gpa: int) -> int:
+        region = self.find(gpa, 2)
+        value: int = _U16.unpack_from(region.data, gpa - region.start)[0]
+        return value
+
+    def u32(self, gpa: int) -> int:
+        region = self.find(gpa, 4)
+        value: int = _U32.unpack_from(region.data, gpa - region.start)[0]
+        return value
+
+    def u64(self, gpa: int) -> int:
+        region = self.find(gpa, 8)
+        value: int = _U64.unpack_from(region.data, gpa - region.start)[0]
+        return value
+
+    def put_u8(self, gpa: int, value: int) -> None:
+        region = self.find(gpa, 1)
+        region.data[gpa - region.start] = value & 0xFF
+
+    def put_u16(self, gpa: int, value: int) -> None:
+        region = self.find(gpa, 2)
+        _U16.pack_into(region.data, gpa - region.start, value & 0xFFFF)
+
+    def put_u32(self, gpa: int, value: int) -> None:
+        region = self.find(gpa, 4)
+        _U32.pack_into(region.data, gpa - region.start, value & 0xFFFFFFFF)
+
+    def put_u64(self, gpa: int, value: int) -> None:
+        region = self.find(gpa, 8)
+        _U64.pack_into(region.data, gpa - region.start, value & 0xFFFFFFFFFFFFFFFF)
