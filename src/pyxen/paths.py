@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyxen.errors import InvalidRequest
+
 
 @dataclass(frozen=True, slots=True)
 class Roots:
@@ -66,13 +68,25 @@ class Roots:
 
 
 def find_roots(environ: Mapping[str, str] = os.environ, *, uid: int | None = None) -> Roots:
-    """The folders that xend and xm of this user share, by environment and user id."""
+    """The folders that xend and xm of this user share, by environment and user id.
+
+    Raises InvalidRequest for a user without a home folder whose environment doesn't say where to go instead.
+    """
     if chosen := environ.get("PYXEN_ROOT"):
-        root = Path(chosen).expanduser().absolute()
+        root = _expanded(chosen).absolute()
         return Roots(state=root / "state", run=root / "run")
     if (os.geteuid() if uid is None else uid) == 0:
         return Roots(state=Path("/var/lib/xend"), run=Path("/run/xend"))
-    home = Path(environ.get("HOME") or "~").expanduser()
-    state = Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "pyxen"
+    base = environ.get("XDG_STATE_HOME")
+    state = (Path(base) if base else _expanded(environ.get("HOME") or "~") / ".local/state") / "pyxen"
     runtime = environ.get("XDG_RUNTIME_DIR")
     return Roots(state=state, run=Path(runtime) / "pyxen" if runtime else state / "run")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or one whom no password file knows
+        raise InvalidRequest(
+            f"there is no home folder for {path}", hint="Set HOME or PYXEN_ROOT to a folder."
+        ) from None

@@ -121,19 +121,13 @@ def command_line(pid: int) -> list[bytes]:
 
 
 def marker(directory: Path) -> str:
-    """What a domain's process has in one of its arguments, and nothing else has: ``path=DIR/events``.
-
-    In QEMU's way of writing options, where a comma is doubled.
-    """
-    return f"path={directory}/events".replace(",", ",,")
+    """What a domain's process has as one of its arguments, and nothing else has: the name of no file."""
+    return f"{directory}/monitor"
 
 
 def belongs_to(pid: int, directory: Path) -> bool:
     """Is ``pid`` the process of the domain in this folder? (Somebody's ``tail -f`` of a file in it is not.)"""
-    sought = os.fsencode(marker(directory))
-    return any(
-        word[at + len(sought) :][:1] in (b"", b",") for word in command_line(pid) if (at := word.find(sought)) >= 0
-    )
+    return os.fsencode(marker(directory)) in command_line(pid)
 
 
 def find(directory: Path) -> list[int]:

@@ -259,7 +259,7 @@ def _root_disk(
     if any(disk.vdev in ("xvda", "vda", "sda", "hda") for disk in disks):
         return disks
     layer = roots.disks / f"{config.name}-{image.name}.qcow2"
-    roots.disks.mkdir(parents=True, exist_ok=True)
+    roots.disks.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = not layer.exists()
     images.overlay(image, layer)
     if fresh:
@@ -276,7 +276,7 @@ def _nvram(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
         template = next((each for each in OVMF_VARS if Path(each).exists()), None)
         if template is None:
             raise NotFound("the UEFI firmware is not installed", hint="Install it: apt-get install ovmf")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(template, path)
         made.append(path)
     return str(path)

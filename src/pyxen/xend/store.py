@@ -11,6 +11,7 @@ happened is on the disk.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,6 +175,11 @@ class Store:
             ) from error
 
     def _open(self) -> None:
+        try:
+            # Descriptions can hold secrets. The files beside it get its mode from SQLite.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise PyxenError(f"{self._path} cannot be used: {error.strerror}") from error
         database = sqlite3.connect(self._path, isolation_level="IMMEDIATE")
         try:
             database.execute("PRAGMA journal_mode = WAL")

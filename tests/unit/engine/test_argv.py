@@ -42,10 +42,11 @@ def test_a_pvh_domain() -> None:
         "/bin/qemu",
         *("-name", "guest=web,debug-threads=on"),
         *("-uuid", "0000-7"),
+        *("-L", marker(Path("/run/d/7"))),
         *("-nodefaults", "-no-user-config", "-S"),
         *("-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        *("-chardev", "pipe,id=events,path=/run/d/7/events"),
+        *("-chardev", "pipe,id=events,path=events"),
         *("-mon", "chardev=events,mode=control"),
         *("-chardev", "socket,id=control,fd=9,server=on,wait=off"),
         *("-mon", "chardev=control,mode=control"),
@@ -56,7 +57,7 @@ def test_a_pvh_domain() -> None:
         *("-smp", "cpus=1,maxcpus=1"),
         *("-m", "size=512M"),
         *("-rtc", "base=utc"),
-        *("-chardev", "pipe,id=console0,path=/run/d/7/console"),
+        *("-chardev", "pipe,id=console0,path=console"),
         *("-serial", "chardev:console0"),
         *("-bios", "/usr/share/qemu/qboot.rom"),
         *("-kernel", "/k/vmlinux"),
@@ -178,11 +179,9 @@ def test_kvm_takes_the_hosts_cpu_and_many_vcpus_share_a_thread() -> None:
     assert (after(many, "-accel"), after(many, "-smp")) == (["tcg,thread=single"], ["cpus=3,maxcpus=8"])
 
 
-def test_commas_in_a_folder_stay_in_the_folder() -> None:
-    directory = "/run/a,b=c/7"
-    chardevs = after(make(DomainConfig(name="x"), directory=directory), "-chardev")
-    assert chardevs[0] == "pipe,id=events,path=/run/a,,b=c/7/events"
-    assert chardevs[0].endswith(marker(Path(directory)))
+def test_a_folder_may_have_any_name() -> None:
+    words = make(DomainConfig(name="x"), directory="/run/a,b=c %s/7")
+    assert [word for word in words if "/run" in word] == [marker(Path("/run/a,b=c %s/7"))]
 
 
 def test_direct_boot_has_no_boot_order() -> None:

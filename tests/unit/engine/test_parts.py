@@ -21,7 +21,7 @@ from pyxen.engine.fake import FakeEngine
 from pyxen.engine.process import belongs_to, find, kill_all, last_words, marker, read_pid, spawn
 from pyxen.engine.qemu.descriptors import Descriptors
 from pyxen.engine.qemu.disks import check_disks, letter_index, open_drives
-from pyxen.engine.qemu.launch import kvm_group, readable_by_others
+from pyxen.engine.qemu.launch import kvm_group, openable
 from pyxen.engine.qemu.networks import check_networks, check_ports, describe
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.qemu.words import translate
@@ -260,12 +260,22 @@ def test_last_words_are_the_last(tmp_path: Path) -> None:
     assert last_words(path, 2) == "line 1998\nline 1999"
 
 
-def test_who_may_read(tmp_path: Path) -> None:
-    path = tmp_path / "kernel"
-    path.touch(0o644)
-    assert readable_by_others(Path("/etc/passwd"))
-    path.chmod(0o600)
-    assert not readable_by_others(path)
+def test_a_kernel_has_a_name_that_its_domains_user_can_open(tmp_path: Path) -> None:
+    """pytest's folders are closed to others."""
+    path, copy = tmp_path / "vmlinux", tmp_path / "kernel"
+    path.write_bytes(b"kernel")
+    uid = os.geteuid()
+    with Descriptors() as descriptors:
+        assert openable(None, uid, copy, descriptors) is None
+        assert openable(str(path), None, copy, descriptors) == str(path)
+        assert openable("/etc/passwd", uid, copy, descriptors) == "/etc/passwd"
+        path.chmod(0o644)
+        name = openable(str(path), uid, copy, descriptors)
+        assert name == f"/proc/self/fd/{descriptors.fds[0]}"
+        assert Path(name).read_bytes() == b"kernel" and not copy.exists()
+        path.chmod(0o640)
+        assert openable(str(path), uid, copy, descriptors) == "kernel"
+        assert copy.read_bytes() == b"kernel" and copy.stat().st_mode & 0o777 == 0o400
 
 
 @pytest.mark.parametrize(

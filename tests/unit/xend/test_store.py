@@ -41,6 +41,14 @@ async def test_a_saved_record_is_the_same_after_opening_again(tmp_path: Path) ->
     await again.close()
 
 
+async def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    await store.save(make_record())
+    assert {path.name for path in tmp_path.iterdir()} == {"xend.db", "xend.db-wal", "xend.db-shm"}
+    assert not any(path.stat().st_mode & 0o077 for path in tmp_path.iterdir())
+    await store.close()
+
+
 async def test_ids_rise_and_are_never_reused(tmp_path: Path) -> None:
     store = await open_store(tmp_path)
     first, second = make_record(), make_record(SECOND, "db")

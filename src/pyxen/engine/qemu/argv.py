@@ -1,4 +1,8 @@
-"""QEMU's command line for a domain: pure, from a DomainSpec and what is known of the machine."""
+"""QEMU's command line for a domain: pure, from a DomainSpec and what is known of the machine.
+
+QEMU runs in the domain's folder and knows its files by their bare names: so the user that it runs as need not be able
+to pass the folders above.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +48,14 @@ def build(spec: DomainSpec, facts: Facts) -> list[str]:
         facts.binary,
         *("-name", f"guest={_escape(config.name)},debug-threads=on"),
         *("-uuid", spec.uuid),
+        # One more place to look for firmware, where there is none: what tells this process from all others.
+        *("-L", marker(facts.directory)),
         *("-nodefaults", "-no-user-config", "-S"),
         *("-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        *_monitors(facts),
+        *_monitors(facts.control_fd),
         *_machine(spec, facts),
-        *_console(spec, facts),
+        *_console(spec),
         *_boot(spec, facts),
         *_devices(config, facts),
     ]
@@ -71,13 +77,13 @@ def _escape(value: object) -> str:
     return str(value).replace(",", ",,")
 
 
-def _monitors(facts: Facts) -> list[str]:
+def _monitors(control_fd: int) -> list[str]:
     # A "pipe" is two files, PATH.in and PATH.out, both opened for reading and writing: so nobody need be at the other
     # end of the FIFO, and what comes out may be a plain file.
     return [
-        *("-chardev", f"pipe,id=events,{marker(facts.directory)}"),
+        *("-chardev", "pipe,id=events,path=events"),
         *("-mon", "chardev=events,mode=control"),
-        *("-chardev", f"socket,id=control,fd={facts.control_fd},server=on,wait=off"),
+        *("-chardev", f"socket,id=control,fd={control_fd},server=on,wait=off"),
         *("-mon", "chardev=control,mode=control"),
         # A stopped guest's process stays, for core dumps and on_…=preserve, until xend ends it.
         *("-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause"),
@@ -109,10 +115,10 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
     ]
 
 
-def _console(spec: DomainSpec, facts: Facts) -> list[str]:
+def _console(spec: DomainSpec) -> list[str]:
     if spec.config.serial == "none" and spec.config.type is DomainType.HVM:
         return []
-    chardev = f"pipe,id=console0,path={_escape(facts.directory)}/console"
+    chardev = "pipe,id=console0,path=console"
     if spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split():
         device = ["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console0"]
     else:

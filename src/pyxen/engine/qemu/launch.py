@@ -27,6 +27,7 @@ from pyxen.engine.qemu.vnc import choose_display
 from pyxen.errors import EngineError, Unsupported
 
 _OVMF_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+_ENV = "/usr/bin/env"
 _OWNED = ("console.log", "console.in", "events", "events.in", "stderr")
 
 
@@ -61,7 +62,7 @@ def launch(spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool)
             if spec.uid is not None:
                 _give(directory, spec.uid)
             pid = spawn(
-                [*_as_user(spec.uid, accelerator), *arguments, *descriptors.arguments],
+                [_ENV, "-C", str(directory), *_as_user(spec.uid, accelerator), *arguments, *descriptors.arguments],
                 stderr=directory / "stderr",
                 pass_fds=descriptors.fds,
             )
@@ -90,8 +91,8 @@ def _gather(
         accelerator=accelerator,
         host_cpus=len(os.sched_getaffinity(0)),
         control_fd=descriptors.take(qmp.listen(directory)),
-        kernel=_readable(spec.kernel, spec.uid, directory / "kernel"),
-        ramdisk=_readable(spec.ramdisk, spec.uid, directory / "ramdisk"),
+        kernel=openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
+        ramdisk=openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
         drives=open_drives(config, descriptors),
         netdevs=open_networks(spec, descriptors, info),
         firmware_code=descriptors.open(code, writable=False) if code else None,
@@ -142,17 +143,19 @@ def kvm_group(device: Path = DEVICE) -> int | None:
     return found.st_gid or None if found.st_mode & 0o060 == 0o060 else None
 
 
-def _readable(path: str | None, uid: int | None, copy: Path) -> str | None:
-    """``path``, or a copy in the domain's folder where its user could not read it: QEMU takes these by name only."""
-    if path is None or uid is None or readable_by_others(Path(path)):
+def openable(path: str | None, uid: int | None, copy: Path, descriptors: Descriptors) -> str | None:
+    """``path`` under a name by which QEMU's user can open it; QEMU takes no descriptors for these.
+
+    A file that anyone may read needs one only if folders above it are closed; of another a copy is made.
+    """
+    if path is None or uid is None:
         return path
-    shutil.copyfile(path, copy)
-    copy.chmod(0o400)
-    os.chown(copy, uid, uid)
-    return str(copy)
-
-
-def readable_by_others(path: Path) -> bool:
-    """May anyone read this file, and pass all folders above it?"""
-    resolved = path.resolve()
-    return bool(resolved.stat().st_mode & 0o004) and all(parent.stat().st_mode & 0o001 for parent in resolved.parents)
+    resolved = Path(path).resolve()
+    if not resolved.stat().st_mode & 0o004:
+        shutil.copyfile(path, copy)
+        copy.chmod(0o400)
+        os.chown(copy, uid, uid)
+        return copy.name
+    if all(parent.stat().st_mode & 0o001 for parent in resolved.parents):
+        return path
+    return f"/proc/self/fd/{descriptors.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
