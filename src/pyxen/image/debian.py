@@ -20,11 +20,11 @@ from pyxen.image import ramdisk
 from pyxen.image.command import need, run
 from pyxen.image.debs import KernelFiles
 from pyxen.image.files import write_file
-from pyxen.image.recipe import Contents, Report
+from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 2
+VERSION = 3
 OPTIONS: Mapping[str, str] = {"password": "debian", "ssh_key": "", "size": "4G", "packages": ""}
-CMDLINE: Final = "root=LABEL=root ro quiet cryptomgr.notests"
+CMDLINE: Final = f"root=LABEL=root ro quiet {FAST_START}"
 
 _PACKAGES: Final = (
     "systemd-sysv",
