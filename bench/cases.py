@@ -120,7 +120,8 @@ def create() -> list[Row]:
     tuned = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc",
              "-cpu", "max", "-bios", "qboot.rom", "-m", "256", "-kernel", str(vmlinux), "-initrd", image.ramdisk,
              "-serial", "stdio",
-             "-device", "pvpanic", "-append", f"console=ttyS0 {image.cmdline}"]  # fmt: skip
+             "-device", "pvpanic", "-device", "virtio-rng-pci",
+             "-append", f"console=ttyS0 {image.cmdline}"]  # fmt: skip
     try:
         ours, default, best = [], [], []
         for _ in range(RUNS):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pexpect
+
 from tests.guest.host import PROMPT, Host, type_line, wait_for
 
 
@@ -121,3 +123,14 @@ def test_a_guest_that_is_still_booting_hears_the_shutdown_later(host: Host) -> N
     host.xm("create", "image=tiny", "name=web", "memory=192")
     host.xm("shutdown", "-w", "web")
     assert host.domains() == {}
+
+
+def test_maxmem_is_held_by_a_balloon_from_the_start(host: Host) -> None:
+    host.xm("create", "image=tiny", "name=web", "memory=192", "maxmem=384")
+    console = host.ready("web")
+    wait_for(lambda: 120 < free_mib(console) < 192, "the balloon has grown to what is above 192 MiB")
+    host.xm("destroy", "web")
+
+
+def free_mib(console: pexpect.spawn[str]) -> int:
+    return int(type_line(console, "free -m | awk '/Mem:/ { print $4 }'"))

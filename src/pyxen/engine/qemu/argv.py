@@ -110,7 +110,7 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-accel", accelerator),
         *("-cpu", "host" if kvm else "max"),
         *("-smp", f"cpus={config.vcpus},maxcpus={maximum}"),
-        *("-m", f"size={config.memory}M"),
+        *("-m", f"size={max(config.memory, config.maxmem or 0)}M"),
         *("-rtc", f"base={'localtime' if config.localtime else 'utc'}"),
     ]
 
@@ -178,7 +178,14 @@ def _devices(config: DomainConfig, facts: Facts) -> list[str]:
         else:
             device += ",romfile="  # a boot ROM costs a second and shows a prompt
         arguments += ["-netdev", netdev, "-device", device]
+    if balloons(config):
+        arguments += ["-device", "virtio-balloon-pci"]
     return [*arguments, *("-device", "pvpanic"), *("-device", "virtio-rng-pci")]
+
+
+def balloons(config: DomainConfig) -> bool:
+    """Does the guest start with less memory than it may have? Then a balloon holds the rest from the beginning."""
+    return config.maxmem is not None and config.maxmem > config.memory
 
 
 def _network_card(config: DomainConfig, model: str | None) -> str:

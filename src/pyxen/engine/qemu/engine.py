@@ -94,10 +94,7 @@ class QemuEngine:
             raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
         if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
             raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
-        warnings = [*check_disks(config), *check_networks(config)]
-        if config.maxmem is not None and config.maxmem > config.memory:
-            warnings.append(f"maxmem is not used yet: '{config.name}' keeps its {config.memory} MiB")
-        return warnings
+        return [*check_disks(config), *check_networks(config)]
 
     async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)

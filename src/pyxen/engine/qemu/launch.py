@@ -11,6 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from pyxen.config.model import DomainConfig, DomainType, Firmware
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo
@@ -19,7 +21,7 @@ from pyxen.engine.events import READY_ID
 from pyxen.engine.probe import DEVICE
 from pyxen.engine.process import spawn
 from pyxen.engine.qemu import qmp
-from pyxen.engine.qemu.argv import QBOOT, Facts, build
+from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.descriptors import Descriptors
 from pyxen.engine.qemu.disks import open_drives
 from pyxen.engine.qemu.networks import open_networks
@@ -82,7 +84,7 @@ def _gather(
     code = find_firmware(config)
     (directory / "console.out").symlink_to("console.log")
     (directory / "events.out").symlink_to("events")
-    descriptors.take(_give_commands(directory, paused))
+    descriptors.take(_give_commands(config, directory, paused))
     if config.type is DomainType.HVM and config.vnc:
         info.vnc = choose_display(config.vnclisten, config.vncdisplay)
     return Facts(
@@ -101,7 +103,7 @@ def _gather(
     )
 
 
-def _give_commands(directory: Path, paused: bool) -> int:
+def _give_commands(config: DomainConfig, directory: Path, paused: bool) -> int:
     """Put into the events monitor's FIFO what it is told before anything else.
 
     Returns a descriptor that must be open until QEMU has opened the FIFO: what is in it goes with its last opener.
@@ -109,8 +111,12 @@ def _give_commands(directory: Path, paused: bool) -> int:
     fifo = directory / "events.in"
     os.mkfifo(fifo, 0o600)
     fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    go_on = "" if paused else '{"execute":"cont","id":"cont"}'
-    os.write(fd, f'{{"execute":"qmp_capabilities","id":"{READY_ID}"}}{go_on}'.encode())
+    commands: list[dict[str, object]] = [{"execute": "qmp_capabilities", "id": READY_ID}]
+    if balloons(config):
+        commands.append({"execute": "balloon", "arguments": {"value": config.memory << 20}, "id": "balloon"})
+    if not paused:
+        commands.append({"execute": "cont", "id": "cont"})
+    os.write(fd, b"".join(map(msgspec.json.encode, commands)))
     return fd
 
 
@@ -146,16 +152,13 @@ def kvm_group(device: Path = DEVICE) -> int | None:
 def openable(path: str | None, uid: int | None, copy: Path, descriptors: Descriptors) -> str | None:
     """``path`` under a name by which QEMU's user can open it; QEMU takes no descriptors for these.
 
-    A file that anyone may read needs one only if folders above it are closed; of another a copy is made.
+    Folders above a file that anyone may read may be closed all the same; of a file that is closed itself a copy is made.
     """
     if path is None or uid is None:
         return path
-    resolved = Path(path).resolve()
-    if not resolved.stat().st_mode & 0o004:
-        shutil.copyfile(path, copy)
-        copy.chmod(0o400)
-        os.chown(copy, uid, uid)
-        return copy.name
-    if all(parent.stat().st_mode & 0o001 for parent in resolved.parents):
-        return path
-    return f"/proc/self/fd/{descriptors.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
+    if Path(path).stat().st_mode & 0o004:
+        return f"/proc/self/fd/{descriptors.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
+    shutil.copyfile(path, copy)
+    copy.chmod(0o400)
+    os.chown(copy, uid, uid)
+    return copy.name
