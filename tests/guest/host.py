@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,10 @@ class Host:
             (CACHE / name).mkdir(parents=True, exist_ok=True)
             (self.root / "state" / name).symlink_to(CACHE / name)
 
+    def argv(self, *words: str) -> list[str]:
+        """What is run for ``xm …`` or ``xend …``."""
+        return [str(BIN / words[0]), *words[1:]]
+
     def start(self) -> None:
         self.run("xend", "start")
 
@@ -49,7 +55,7 @@ class Host:
 
     def try_run(self, *words: str, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(BIN / words[0]), *words[1:]],
+            self.argv(*words),
             env=self.environ,
             cwd=self.root,
             input=stdin if stdin is not None else "",
@@ -64,7 +70,7 @@ class Host:
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(BIN / words[0]), *words[1:]],
+            self.argv(*words),
             env=self.environ,
             cwd=self.root,
             stdin=subprocess.DEVNULL,
@@ -80,9 +86,10 @@ class Host:
 
     def console(self, name: str, timeout: float = 60) -> pexpect.spawn[str]:
         """``xm console`` on a terminal of its own."""
+        program, *words = self.argv("xm", "console", name)
         return pexpect.spawn(
-            str(BIN / "xm"),
-            ["console", name],
+            program,
+            words,
             env=self.environ,
             encoding="utf-8",
             codec_errors="replace",
@@ -117,8 +124,7 @@ class Host:
         leftovers = [f"process {pid}: {line[:200]}" for pid, line in self.processes().items()]
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-        domains = self.root / "run" / "domains"
-        leftovers += [f"folder {path}" for path in domains.iterdir()] if domains.is_dir() else []
+        leftovers += [f"folder {path}" for path in self.root.glob("run/**/domains/*")]
         shutil.rmtree(self.root, ignore_errors=True)
         return leftovers
 
@@ -159,3 +165,20 @@ def type_line(console: pexpect.spawn[str], line: str, prompt: str = PROMPT) -> s
     console.expect(prompt)
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(console.before)).replace("\r", "")
     return text.split("\n", 1)[1].strip() if "\n" in text else text.strip()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody had a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def fetch(port: int, timeout: float = 60) -> bytes:
+    """The first thing that comes from a forwarded port; tried again while there is nobody behind it."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            if data := connection.recv(4096):
+                return data
+        time.sleep(0.1)
+    raise AssertionError(f"nothing came from port {port} within {timeout} s")

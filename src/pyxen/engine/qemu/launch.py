@@ -152,7 +152,7 @@ def kvm_group(device: Path = DEVICE) -> int | None:
 def openable(path: str | None, uid: int | None, copy: Path, descriptors: Descriptors) -> str | None:
     """``path`` under a name by which QEMU's user can open it; QEMU takes no descriptors for these.
 
-    Folders above a file that anyone may read may be closed all the same; of a file that is closed itself a copy is made.
+    Folders above a file may be closed though the file is open to all; of a file that is closed itself a copy is made.
     """
     if path is None or uid is None:
         return path
