@@ -1,39 +1,30 @@
-"""Where pyxen's folders are, by the environment."""
+"""Where files are, by user and environment."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from pyxen.errors import InvalidRequest
 from pyxen.paths import find_roots
 
-USER = 54_321
+
+def test_root_uses_the_system_paths() -> None:
+    roots = find_roots({"HOME": "/root"}, uid=0)
+    assert roots.state == Path("/var/lib/xend")
+    assert roots.socket == Path("/run/xend/xend.sock")
 
 
-@pytest.mark.parametrize(
-    ("environ", "uid", "state", "run"),
-    [
-        ({}, 0, "/var/lib/xend", "/run/xend"),
-        ({"PYXEN_ROOT": "/srv/x"}, 0, "/srv/x/state", "/srv/x/run"),
-        ({"PYXEN_ROOT": "/srv/x", "HOME": "/home/u"}, USER, "/srv/x/state", "/srv/x/run"),
-        ({"HOME": "/home/u"}, USER, "/home/u/.local/state/pyxen", "/home/u/.local/state/pyxen/run"),
-        (
-            {"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/1"},
-            USER,
-            "/home/u/.local/state/pyxen",
-            "/run/user/1/pyxen",
-        ),
-        ({"XDG_STATE_HOME": "/s", "XDG_RUNTIME_DIR": "/r"}, USER, "/s/pyxen", "/r/pyxen"),
-    ],
-)
-def test_folders(environ: dict[str, str], uid: int, state: str, run: str) -> None:
-    roots = find_roots(environ, uid=uid)
-    assert (roots.state, roots.run) == (Path(state), Path(run))
+def test_a_user_has_folders_of_their_own() -> None:
+    roots = find_roots({"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}, uid=7)
+    assert roots.state == Path("/home/u/.local/state/pyxen")
+    assert roots.run == Path("/run/user/7/pyxen")
 
 
-def test_a_folder_of_nobody_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="no home folder for ~nobody-of-that-name") as refused:
-        find_roots({"PYXEN_ROOT": "~nobody-of-that-name/x"}, uid=USER)
-    assert refused.value.hint == "Set HOME or PYXEN_ROOT to a folder."
+def test_without_a_runtime_folder_run_lies_below_state() -> None:
+    roots = find_roots({"XDG_STATE_HOME": "/s", "HOME": "/home/u"}, uid=7)
+    assert roots.run == Path("/s/pyxen/run")
+
+
+def test_pyxen_root_moves_both() -> None:
+    for uid in (0, 7):
+        roots = find_roots({"PYXEN_ROOT": "/srv/x"}, uid=uid)
+        assert (roots.state, roots.run) == (Path("/srv/x/state"), Path("/srv/x/run"))

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pyxen.config.schema import schema
 from pyxen.xend.core import Core
 from pyxen.xend.http import routes_domains, routes_host, routes_images
 from pyxen.xend.http.console_ws import ConsoleSocket
 from pyxen.xend.http.guard import Guard
-from pyxen.xend.http.openapi import describe_api, domain_schema
+from pyxen.xend.http.openapi import describe_api
 from pyxen.xend.http.operation import Call, Operation, Resource
 from pyxen.xend.http.problems import HttpProblem, Problems
 
@@ -44,7 +45,7 @@ def make_operations(version: str, log_path: Path) -> Sequence[Operation]:
         *routes_images.OPERATIONS,
         Operation(
             "GET", "/v1/schema/domain", "getDomainSchema", "JSON schema of a domain's description",
-            _document(domain_schema),
+            _document(schema),
         ),
     )  # fmt: skip
 

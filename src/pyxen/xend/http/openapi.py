@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from pyxen import api
-from pyxen.config.model import DomainConfig
 from pyxen.xend.http.operation import MAX_REF_CHARS, Operation
 from pyxen.xend.http.problems import MEDIA_TYPE
 
@@ -45,14 +44,6 @@ def describe_api(operations: Sequence[Operation], version: str) -> dict[str, Any
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "only over TCP"}},
         },
-    }
-
-
-def domain_schema() -> dict[str, Any]:
-    """JSON schema of a domain's description, for editors."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **msgspec.json.schema(DomainConfig),
     }
 
 
