@@ -1,0 +1,116 @@
+"""The QEMU in which the test host runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyxen.errors import Unsupported
+from tests.testhost import image
+
+QBOOT = Path("/usr/share/qemu/qboot.rom")
+_CMDLINE = "console=ttyS0 panic=-1 mitigations=off cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command in the test host ended. ``status`` None: the host itself died or took too long; see ``console``."""
+
+    status: int | None
+    output: str
+    console: str
+
+
+def run(
+    command: Sequence[str],
+    *,
+    files: Mapping[str, Path] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cpus: int = 1,
+    memory_mib: int = 2048,
+    timeout_s: float = 300,
+    live: bool = False,
+) -> Done:
+    """Boot the test host, run ``command`` in it, end it.
+
+    ``files`` are put at their paths (the keys) in it; ``live``: show the command's output here as it comes.
+    """
+    with tempfile.TemporaryDirectory(prefix="pyxen-testhost-") as folder:
+        place = Path(folder)
+        output, status = place / "output", place / "status"
+        arguments = [
+            *_arguments(place, list(command), dict(files or {}), dict(environ or {}), cpus, memory_mib, "quiet"),
+            *("-serial", f"file:{place / 'console'}"),
+            *("-device", "virtio-serial-pci"),
+            *("-chardev", f"file,id=output,path={output}"),
+            *("-device", "virtserialport,chardev=output"),
+            *("-chardev", f"file,id=status,path={status}"),
+            *("-device", "virtserialport,chardev=status"),
+        ]
+        _wait(subprocess.Popen(arguments, stdin=subprocess.DEVNULL), output if live else None, timeout_s)
+        said = _text(status).strip()
+        return Done(int(said) if said else None, _text(output), _text(place / "console"))
+
+
+def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float) -> None:
+    """Wait for QEMU's end, or end it after ``timeout_s`` seconds; meanwhile show what is added to a file."""
+    deadline = time.monotonic() + timeout_s
+    position = 0
+    try:
+        while qemu.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                qemu.wait(0.1)
+            if shown is not None and shown.exists():
+                data = shown.read_bytes()[position:]
+                position += len(data)
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+    finally:
+        qemu.kill()
+        qemu.wait()
+
+
+def boot_shell(*, files: Mapping[str, Path] | None = None, cpus: int = 1, memory_mib: int = 2048) -> int:
+    """The test host with a shell on this terminal; returns QEMU's status."""
+    with tempfile.TemporaryDirectory(prefix="pyxen-testhost-") as folder:
+        arguments = _arguments(Path(folder), ["true"], dict(files or {}), {}, cpus, memory_mib, "quiet testhost=shell")
+        return subprocess.run([*arguments, "-serial", "mon:stdio"], check=False).returncode
+
+
+def _arguments(
+    place: Path,
+    command: list[str],
+    files: dict[str, Path],
+    environ: dict[str, str],
+    cpus: int,
+    memory_mib: int,
+    words: str,
+) -> list[str]:
+    binary = shutil.which("qemu-system-x86_64")
+    if binary is None or not QBOOT.exists():
+        raise Unsupported("QEMU is not installed", hint="Install it: apt-get install qemu-system-x86")
+    kernel = image.kernel()
+    initrd = place / "initrd"
+    shutil.copyfile(image.base(kernel), initrd)
+    with initrd.open("ab") as file:
+        file.write(image.sources(files, command, environ))
+    return [
+        *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-machine", "pc,usb=off,hpet=off,vmport=off,graphics=off"),
+        *("-accel", f"tcg,thread={'multi' if cpus <= len(os.sched_getaffinity(0)) else 'single'}"),
+        *("-cpu", "max", "-smp", str(cpus), "-m", str(memory_mib)),
+        *("-bios", str(QBOOT), "-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
+        *("-append", f"{_CMDLINE} {words}"),
+    ]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
