@@ -42,6 +42,7 @@ def test_every_dependency_is_locked_with_a_hash(lock: str) -> None:
     locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.M))
     for requirement in wanted:
         name, _, least = requirement.partition(">=")
+        name = name.replace(".", "-")
         assert name in locked, f"{name} is not in {lock}; run make lock"
         assert tuple(map(int, locked[name].split("."))) >= tuple(map(int, least.split(".")))
     assert len(re.findall(r"--hash=sha256:", text)) >= len(locked)
@@ -77,3 +78,20 @@ def test_every_dependency_has_its_line() -> None:
 def test_modules_stay_readable() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 600, f"{path.relative_to(ROOT)} has a second job"
+
+
+def test_setup_without_root_prints_the_install_command_and_stops(tmp_path: Path) -> None:
+    for name, answer in (("dpkg-query", "exit 1"), ("id", "echo 1000")):
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/sh\n{answer}\n")
+        fake.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "scripts" / "setup"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: these system packages are missing: qemu-system-x86 ")
+    assert "sudo apt-get install -y --no-install-recommends qemu-system-x86 " in done.stderr
