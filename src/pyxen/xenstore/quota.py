@@ -1,0 +1,20 @@
+"""How much of the store a guest may take; domain 0 is not limited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """For each unprivileged domain. The numbers are those of Xen's own stores."""
+
+    nodes: int = 1000
+    value_bytes: int = 2048
+    perms: int = 5
+    watches: int = 128
+    transactions: int = 10
+    transaction_steps: int = 1024
+    """Nodes looked at and changes made within one transaction."""
+    events: int = 1024
+    """Watch events that wait to be fetched; beyond, they are merged, never dropped."""
