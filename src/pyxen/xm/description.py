@@ -12,6 +12,7 @@ from pyxen.errors import NotFound
 from pyxen.xm.output import echo_json, warn
 
 if TYPE_CHECKING:
+    from pyxen.config.build import Loaded
     from pyxen.config.model import DomainConfig
 
 SEARCH_PATH = ".:/etc/xen"
@@ -39,8 +40,8 @@ def find(name: str, search: str = SEARCH_PATH) -> Path:
     raise NotFound(f"Unable to open config file: {name}", hint=f"Looked in {tried}" if tried else None)
 
 
-def load(words: tuple[str, ...], *, search: str = SEARCH_PATH, announce: bool, err: bool = False) -> DomainConfig:
-    """Read what ``words`` say; warnings go to the standard error.
+def load(words: tuple[str, ...], *, search: str = SEARCH_PATH, announce: bool, err: bool = False) -> Loaded:
+    """Read what ``words`` say; warnings go to the standard error, and are returned lest they are given again.
 
     ``announce``: say which file it is, as xm does, on the standard error with ``err``.
     """
@@ -57,7 +58,7 @@ def load(words: tuple[str, ...], *, search: str = SEARCH_PATH, announce: bool, e
             click.echo(f'Using config file "{path if path.is_absolute() else f"./{path}"}".', err=err)
         loaded = load_file(path, overrides)
     warn(loaded.warnings)
-    return loaded.config
+    return loaded
 
 
 def show(config: DomainConfig, as_json: bool) -> None:

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxen.api import EngineInfo
-from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, EngineChoice, Forward, Vif
+from pyxen.config.model import (
+    Disk,
+    DiskAccess,
+    DiskFormat,
+    DiskType,
+    DomainConfig,
+    DomainType,
+    EngineChoice,
+    Forward,
+    Vif,
+)
 from pyxen.engine import cgroup
 from pyxen.engine.choose import choose
 from pyxen.engine.fake import FakeEngine
@@ -131,6 +141,22 @@ def test_places_that_the_buses_do_not_have() -> None:
         with pytest.raises(Unsupported, match=vdev):
             check_disks(config)
     assert check_disks(DomainConfig(name="x", disk=(Disk(vdev="hdz", target="/a"),))) == []
+
+
+def test_ide_and_sata_have_no_read_only_disks() -> None:
+    for vdev, devtype, fine in (
+        ("hda", DiskType.DISK, False),
+        ("sda", DiskType.DISK, False),
+        ("xvda", DiskType.DISK, True),
+        ("hdc", DiskType.CDROM, True),
+    ):
+        disk = Disk(vdev=vdev, target="/a", access=DiskAccess.READ, devtype=devtype)
+        config = DomainConfig(name="x", type=DomainType.HVM, disk=(disk,))
+        if fine:
+            assert check_disks(config) == []
+        else:
+            with pytest.raises(Unsupported, match=f"disk {vdev}: IDE and SATA have no read-only disks"):
+                check_disks(config)
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

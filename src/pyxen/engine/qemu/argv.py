@@ -97,6 +97,8 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
     else:
         kind = "q35" if config.hdtype == "ahci" else "pc"
         machine = f"{kind},vmport=off,usb={'on' if config.usbdevice else 'off'}"
+        if not config.vnc:
+            machine += ",graphics=off"  # SeaBIOS then writes to the serial port too
         if facts.firmware_code:
             machine += ",pflash0=code,pflash1=variables"
     kvm = facts.accelerator == "kvm"

@@ -124,7 +124,7 @@ def letter_index(vdev: str) -> int:
 
 
 def check_disks(config: DomainConfig) -> list[str]:
-    """Raises Unsupported for a place that the guest's buses don't have; returns warnings."""
+    """Raises Unsupported for what the guest's buses don't have; returns warnings."""
     if config.type is DomainType.PVH:
         return [
             f"disk {disk.vdev}: a pvh domain has no empty CD-ROM drive, it is left out"
@@ -139,6 +139,11 @@ def check_disks(config: DomainConfig) -> list[str]:
             raise Unsupported(
                 f"disk {disk.vdev}: there are {ports[bus]} such places, {bus}a to {last}",
                 hint="Call it xvda, xvdb, … to have it on virtio.",
+            )
+        if bus in ports and disk.devtype is DiskType.DISK and disk.access is DiskAccess.READ:
+            raise Unsupported(
+                f"disk {disk.vdev}: IDE and SATA have no read-only disks",
+                hint="Call it xvda, xvdb, … to have it on virtio, or attach it as a CD-ROM (hdc:cdrom).",
             )
     return []
 

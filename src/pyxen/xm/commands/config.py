@@ -56,7 +56,7 @@ def show(words: tuple[str, ...], form: str) -> None:
 
     The result is itself a file that xm create takes.
     """
-    description.show(description.load(words, announce=False), form == "json")
+    description.show(description.load(words, announce=False).config, form == "json")
 
 
 @subcommand("schema", examples=["xm config schema > domain.schema.json"])

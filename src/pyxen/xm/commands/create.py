@@ -43,16 +43,16 @@ def command(
     or kernel=… says what boots. The domain is forgotten when it ends; xm new defines one that is kept.
     """
     as_json = form == "json"
-    config = description.load(words, search=search, announce=not quiet and not as_json, err=dry_run)
+    loaded = description.load(words, search=search, announce=not quiet and not as_json, err=dry_run)
     if dry_run:
-        description.show(config, as_json)
+        description.show(loaded.config, as_json)
         return
 
     def start(start_paused: bool) -> Domain:
-        return session.client.create(config, paused=start_paused)
+        return session.client.create(loaded.config, paused=start_paused)
 
     def started(domain: Domain) -> None:
-        warn(domain.warnings)
+        warn(warning for warning in domain.warnings if warning not in loaded.warnings)
         if as_json:
             echo_json(domain)
         elif not quiet:

@@ -22,11 +22,11 @@ def command(session: Session, words: tuple[str, ...], dry_run: bool, quiet: bool
     it, xm delete forgets it.
     """
     as_json = form == "json"
-    config = description.load(words, search=search, announce=not quiet and not as_json, err=dry_run)
+    loaded = description.load(words, search=search, announce=not quiet and not as_json, err=dry_run)
     if dry_run:
-        description.show(config, as_json)
+        description.show(loaded.config, as_json)
         return
-    domain = session.client.create(config, managed=True)
-    warn(domain.warnings)
+    domain = session.client.create(loaded.config, managed=True)
+    warn(warning for warning in domain.warnings if warning not in loaded.warnings)
     if as_json:
         echo_json(domain)
