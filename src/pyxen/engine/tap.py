@@ -23,6 +23,7 @@ _IFF_UP = 0x1
 _IFREQ = struct.Struct("16sH22x")
 _IFREQ_INT = struct.Struct("16si20x")
 _TUN = "/dev/net/tun"
+_LARGEST_FRAME = 64 * 1024
 _NET = Path("/sys/class/net")
 
 
@@ -72,18 +73,22 @@ def _join(name: str, bridge: str) -> None:
 
 
 def limit_rate(name: str, rate: int) -> str | None:
-    """Let the guest receive at most ``rate`` bytes a second; returns why not where that can't be done."""
+    """Let the guest send at most ``rate`` bytes a second, as Xen does; returns why not where that can't be done.
+
+    What a guest sends comes *in* on its tap, where nothing can be held back: what is too much is dropped.
+    """
     tc = shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if tc is None:
         return "tc is not installed (apt-get install iproute2)"
-    # The bucket holds what arrives in a tenth of a second, and at least a few large frames.
-    bucket = max(rate // 10, 16 * 1024)
-    limits = ["rate", f"{rate}bps", "burst", f"{bucket}b", "latency", "50ms"]
-    done = subprocess.run(
-        [tc, "qdisc", "replace", "dev", name, "root", "tbf", *limits],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    return None if done.returncode == 0 else done.stderr.strip() or f"tc exited with {done.returncode}"
+    # A frame may have 64 KiB, since guests leave it to the card to cut up what they send.
+    police = ["rate", f"{rate}bps", "burst", f"{max(rate // 10, _LARGEST_FRAME)}b", "mtu", "64kb", "drop"]
+    everything = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
+    for words in (
+        ["qdisc", "add", "dev", name, "ingress"],
+        ["filter", "add", "dev", name, "parent", "ffff:", *everything, "police", *police, "flowid", ":1"],
+    ):
+        done = subprocess.run([tc, *words], capture_output=True, text=True, timeout=10, check=False)
+        if done.returncode:
+            reason = (done.stderr.splitlines() or [f"tc ended with {done.returncode}"])[0]
+            return reason.removeprefix("Error: ").rstrip(".")
+    return None
