@@ -36,7 +36,7 @@ async def boot(engine: QemuEngine, spec: DomainSpec, directory: Path) -> tuple[f
     began = time.monotonic()
     domain = await engine.start(spec, directory, paused=False)
     future: asyncio.Future[Stopped] = asyncio.get_running_loop().create_future()
-    domain.on_stopped(future.set_result)
+    domain.on_stopped(lambda stopped: None if future.done() else future.set_result(stopped))
     try:
         stopped: Stopped | None = await asyncio.wait_for(future, BOUND_S)
     except TimeoutError:

@@ -62,7 +62,7 @@ def test_a_pvh_domain() -> None:
         *("-bios", "/usr/share/qemu/qboot.rom"),
         *("-kernel", "/k/vmlinux"),
         *("-initrd", "/k/initrd"),
-        *("-append", "console=ttyS0 quiet"),
+        *("-append", "console=ttyS0 no_timer_check quiet"),
         "-blockdev",
         "driver=raw,node-name=xvda.0,read-only=off,file.driver=file,file.filename=/dev/fdset/1,"
         "discard=unmap,file.discard=unmap",
@@ -163,7 +163,7 @@ def test_pvh_disks_come_in_the_order_of_their_letters() -> None:
 )
 def test_the_console_is_named_unless_it_is(cmdline: str, whole: str) -> None:
     spec = DomainSpec(domid=1, uuid="u", config=DomainConfig(name="x"), cmdline=cmdline)
-    assert kernel_command_line(spec) == whole
+    assert kernel_command_line(spec, "kvm") == whole
 
 
 def test_hvc0_is_a_virtio_console() -> None:
@@ -188,3 +188,16 @@ def test_direct_boot_has_no_boot_order() -> None:
     config = DomainConfig(name="x", type=DomainType.HVM, boot="cn", disk=(Disk(vdev="hda", target="/a"),))
     assert boot_indices(config, direct=True) == ({}, {})
     assert boot_indices(config, direct=False) == ({"hda": 0}, {})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cmdline", "whole"),
+    [
+        ("tcg", "console=hvc0 quiet", "no_timer_check console=hvc0 quiet"),
+        ("kvm", "console=hvc0 quiet", "console=hvc0 quiet"),
+        ("tcg", "no_timer_check console=hvc0", "no_timer_check console=hvc0"),
+    ],
+)
+def test_under_tcg_the_guest_does_not_time_its_timer(accelerator: str, cmdline: str, whole: str) -> None:
+    spec = DomainSpec(domid=1, uuid="u", config=DomainConfig(name="x"), cmdline=cmdline)
+    assert kernel_command_line(spec, accelerator) == whole
