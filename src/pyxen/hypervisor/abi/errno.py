@@ -8,6 +8,7 @@ EPERM: Final = 1
 ENOENT: Final = 2
 ESRCH: Final = 3
 EIO: Final = 5
+ENXIO: Final = 6
 E2BIG: Final = 7
 EAGAIN: Final = 11
 ENOMEM: Final = 12
