@@ -51,16 +51,16 @@ class Local:
         self.write_all({where: value})
 
     def write_all(self, values: Mapping[str, str | int], owners: Mapping[str, Iterable[str]] | None = None) -> None:
-        """Set many values and then permissions (``{"/a/b": ["n1", "r0"]}``) at once: who watches sees all or nothing.
+        """Set permissions (``{"/a/b": ["n1", "r0"]}``) and then values, all or nothing for who watches.
 
-        A node named in ``owners`` is made if it's missing.
+        A node named in ``owners`` is made if it's missing; new nodes below inherit its permissions.
         """
         transaction = Transaction(self.store.tree, steps=None)
-        for where, value in values.items():
-            self._do(transaction, _writing(_path(where), str(value).encode()))
         for where, entries in (owners or {}).items():
             self._do(transaction, _making(_path(where)))
             self._do(transaction, _giving(_path(where), perms.parse([entry.encode() for entry in entries])))
+        for where, value in values.items():
+            self._do(transaction, _writing(_path(where), str(value).encode()))
         self._run(lambda: self.store.commit(transaction))
 
     def remove(self, where: str) -> None:

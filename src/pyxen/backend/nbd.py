@@ -1,0 +1,176 @@
+"""A disk behind an NBD server, as qemu-nbd or qemu-storage-daemon: qcow2 images are read that way.
+
+A small client of the fixed newstyle handshake and simple replies, after the protocol's description
+(doc/proto.md of the NBD project). One request is under way at a time on a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyxen.errors import EngineError, Unavailable
+
+_GREETING = struct.Struct(">8s8sH")
+_OPTION = struct.Struct(">8sII")
+_OPTION_REPLY = struct.Struct(">QIII")
+_REQUEST = struct.Struct(">IHHQQI")
+_REPLY = struct.Struct(">IIQ")
+
+_OPTION_REPLY_MAGIC = 0x3E889045565A9
+_REQUEST_MAGIC, _REPLY_MAGIC = 0x25609513, 0x67446698
+_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
+_GO = 7
+_ACK, _INFO = 1, 3
+_INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
+_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
+_FLAG_READ_ONLY, _FLAG_SEND_FLUSH, _FLAG_SEND_TRIM, _FLAG_SEND_WRITE_ZEROES = 2, 4, 32, 64
+_IOV_MAX = 1024
+_INFO_MAX = 65536
+_RANGE_MAX = 1 << 30
+"""Bytes of one trim request; the length's field has 32 bits."""
+
+
+class NbdDisk:
+    """The export ``name`` of the server at a unix socket. Raises Unavailable, EngineError; later OSError."""
+
+    def __init__(self, path: Path, name: str = "", *, timeout: float = 30.0) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._cookie = 0
+        self.size = 0
+        self.sector_size = 512
+        self._flags = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.connect(str(path))
+            self._negotiate(name.encode())
+        except OSError as error:
+            self._socket.close()
+            raise Unavailable(f"the disk server at {path} does not answer: {error.strerror or error}") from error
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def read_only(self) -> bool:
+        return bool(self._flags & _FLAG_READ_ONLY)
+
+    @property
+    def discards(self) -> bool:
+        return bool(self._flags & _FLAG_SEND_TRIM)
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        with self._lock:
+            self._request(_READ, offset, sum(map(len, views)))
+            try:
+                for view in views:
+                    self._receive_into(view)
+            except OSError:
+                self._socket.close()
+                raise
+
+    def write_from(self, offset: int, views: Sequence[memoryview]) -> None:
+        with self._lock:
+            self._request(_WRITE, offset, sum(map(len, views)), views)
+
+    def flush(self) -> None:
+        if self._flags & _FLAG_SEND_FLUSH:
+            with self._lock:
+                self._request(_FLUSH, 0, 0)
+
+    def discard(self, offset: int, length: int) -> None:
+        self._ranges(_TRIM, offset, length)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Zeros, without sending them where the server can do that."""
+        if self._flags & _FLAG_SEND_WRITE_ZEROES:
+            self._ranges(_WRITE_ZEROES, offset, length)
+        else:
+            self.write_from(offset, [memoryview(bytes(length))])
+
+    def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):  # it may have gone before us
+            self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISCONNECT, 0, 0, 0))
+        self._socket.close()
+
+    def _negotiate(self, name: bytes) -> None:
+        magic, option_magic, flags = _GREETING.unpack(self._receive(_GREETING.size))
+        if (magic, option_magic) != (b"NBDMAGIC", b"IHAVEOPT") or not flags & _FIXED_NEWSTYLE:
+            raise EngineError(f"what answers at {self._path} is no NBD server of today")
+        wanted = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, _INFO_BLOCK_SIZE)
+        self._socket.sendall(
+            struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES))
+            + _OPTION.pack(b"IHAVEOPT", _GO, len(wanted))
+            + wanted
+        )
+        while True:
+            magic, option, kind, length = _OPTION_REPLY.unpack(self._receive(_OPTION_REPLY.size))
+            if magic != _OPTION_REPLY_MAGIC or option != _GO or length > _INFO_MAX:
+                raise EngineError(f"the NBD server at {self._path} answers nonsense")
+            data = self._receive(length)
+            if kind == _ACK:
+                return
+            if kind == _INFO:
+                self._note(data)
+            elif kind & 0x8000_0000:
+                why = data.decode("utf-8", "replace") or f"error {kind & 0x7FFF_FFFF}"
+                raise EngineError(f"the NBD server at {self._path} refuses the export {name.decode()!r}: {why}")
+
+    def _note(self, data: bytes) -> None:
+        (kind,) = struct.unpack_from(">H", data)
+        if kind == _INFO_EXPORT:
+            self.size, self._flags = struct.unpack_from(">QH", data, 2)
+
+    def _ranges(self, command: int, offset: int, length: int) -> None:
+        with self._lock:
+            while length > 0:
+                part = min(length, _RANGE_MAX)
+                self._request(command, offset, part)
+                offset, length = offset + part, length - part
+
+    def _request(self, command: int, offset: int, length: int, views: Sequence[memoryview] = ()) -> None:
+        """Send one request, wait for the head of its reply; read data follows it. The lock is held."""
+        self._cookie = (self._cookie + 1) & 0xFFFF_FFFF
+        head = _REQUEST.pack(_REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        try:
+            self._send([memoryview(head), *views])
+            magic, code, cookie = _REPLY.unpack(self._receive(_REPLY.size))
+        except OSError:
+            # Half a message may be under way: nothing that comes later could be trusted.
+            self._socket.close()
+            raise
+        if magic != _REPLY_MAGIC or cookie != self._cookie:
+            self._socket.close()
+            raise OSError(errno.EPROTO, f"the NBD server at {self._path} answers nonsense")
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def _send(self, views: list[memoryview]) -> None:
+        while views:
+            sent = self._socket.sendmsg(views[:_IOV_MAX])
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+
+    def _receive(self, count: int) -> bytes:
+        data = bytearray(count)
+        self._receive_into(memoryview(data))
+        return bytes(data)
+
+    def _receive_into(self, view: memoryview) -> None:
+        while view:
+            count = self._socket.recv_into(view)
+            if not count:
+                raise ConnectionResetError(errno.ECONNRESET, "the NBD server has closed the connection")
+            view = view[count:]

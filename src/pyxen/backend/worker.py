@@ -1,0 +1,67 @@
+"""A thread that works for one queue: it sleeps until the guest's event wakes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from pyxen.backend.guest import CallSoon, GrantError, Port
+from pyxen.backend.ring import RingError
+
+
+class Worker:
+    """Calls ``serve`` until ``idle``, then waits for ``wake``.
+
+    ``fail`` is called on the main loop, through ``call_soon``, when the guest's ring turns out to be broken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        serve: Callable[[], bool],
+        idle: Callable[[], bool],
+        call_soon: CallSoon,
+        fail: Callable[[str], None],
+    ) -> None:
+        self._serve = serve
+        self._idle = idle
+        self._call_soon = call_soon
+        self._fail = fail
+        self._event = threading.Event()
+        self._stopping = False
+        self._port: Port | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self, port: Port) -> None:
+        self._port = port
+        self._thread.start()
+
+    def wake(self) -> None:
+        """From any thread; never blocks."""
+        self._event.set()
+
+    def stop(self) -> None:
+        """Finish what has begun, end the thread, let go of the port."""
+        self._stopping = True
+        self._event.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._port is not None:
+            self._port.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._event.wait()
+                self._event.clear()
+                self._work()
+        except (RingError, GrantError) as error:
+            why = str(error)
+            self._call_soon(lambda: self._fail(why))
+
+    def _work(self) -> None:
+        while not self._stopping:
+            if self._serve() and self._port is not None:
+                self._port.notify()
+            if self._idle():
+                return
