@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyxen.errors import ConfigError, ResourceExhausted, Unsupported
+from pyxen.hypervisor.abi import start_info as abi
+from pyxen.hypervisor.abi.start_info import MEMMAP_ENTRY, MODULE, START_INFO, StartInfo
 from pyxen.hypervisor.builder import acpi, hypercall_sites, layout
 from pyxen.hypervisor.memory import PAGE_SIZE, BadAddress, GuestMemory
 from pyxen.image import elf
@@ -18,12 +19,6 @@ _MAP_NORESERVE: Final = 0x4000
 _EXECUTABLE: Final = 1
 _GUEST_OS, _HYPERCALL_PAGE = 6, 2  # Xen's ELF notes
 
-# xen/include/public/arch-x86/hvm/start_info.h
-_MAGIC: Final = 0x336EC578
-_START_INFO: Final = struct.Struct("<IIIIQQQQII")
-_MODULE: Final = struct.Struct("<QQQQ")
-_MAP_ENTRY: Final = struct.Struct("<QQII")
-_RAM, _RESERVED, _ACPI = 1, 2, 3
 _LONGEST_CMDLINE: Final = 2048
 
 
@@ -147,21 +142,30 @@ def _copy(memory: GuestMemory, path: Path, place: int) -> int:
 def _start_info(memory: GuestMemory, place: int, cmdline: bytes, module: tuple[int, int] | None, rsdp: int) -> bytes:
     """struct hvm_start_info and what it points to: the module, the memory map, the command line."""
     table = memory_map(memory)
-    modules = [_MODULE.pack(*module, 0, 0)] if module else []
+    modules = [MODULE.pack((*module, 0, 0), 64)] if module else []
     modules_at = place + 64
-    map_at = modules_at + _MODULE.size * len(modules)
-    cmdline_at = map_at + _MAP_ENTRY.size * len(table)
-    head = _START_INFO.pack(
-        _MAGIC, 1, 0, len(modules), modules_at if modules else 0, cmdline_at, rsdp, map_at, len(table), 0
+    map_at = modules_at + MODULE.size64 * len(modules)
+    cmdline_at = map_at + MEMMAP_ENTRY.size64 * len(table)
+    head = StartInfo(
+        magic=abi.MAGIC,
+        version=abi.VERSION,
+        flags=0,
+        nr_modules=len(modules),
+        modlist_paddr=modules_at if modules else 0,
+        cmdline_paddr=cmdline_at,
+        rsdp_paddr=rsdp,
+        memmap_paddr=map_at,
+        memmap_entries=len(table),
+        reserved=0,
     )
-    entries = [_MAP_ENTRY.pack(start, length, kind, 0) for start, length, kind in table]
-    return b"".join([head.ljust(64, b"\0"), *modules, *entries, cmdline, b"\0"])
+    entries = [MEMMAP_ENTRY.pack((*entry, 0), 64) for entry in table]
+    return b"".join([START_INFO.pack(head, 64).ljust(64, b"\0"), *modules, *entries, cmdline, b"\0"])
 
 
 def memory_map(memory: GuestMemory) -> list[tuple[int, int, int]]:
     """The (address, length, e820 type) of each piece of memory, as XENMEM_memory_map gives it too."""
-    kinds = {layout.ACPI: _ACPI, layout.SPECIAL: _RESERVED}
-    return sorted((r.start, r.end - r.start, kinds.get(r.start, _RAM)) for r in memory.regions)
+    kinds = {layout.ACPI: abi.MEMMAP_ACPI, layout.SPECIAL: abi.MEMMAP_RESERVED}
+    return sorted((r.start, r.end - r.start, kinds.get(r.start, abi.MEMMAP_RAM)) for r in memory.regions)
 
 
 def _page_up(address: int) -> int:

@@ -1,24 +1,17 @@
 """What CPUID tells a domain's VCPU: the host's features as KVM offers them, one socket of one-thread cores, and Xen.
 
-Xen's leaves: xen/include/public/arch-x86/cpuid.h. Others: the processor manuals.
+Layouts: the processor manuals; Xen's own leaves are abi.cpuid's.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
+from pyxen.hypervisor.abi import cpuid as abi
 from pyxen.hypervisor.kvm import CpuidEntry
 from pyxen.hypervisor.kvm.uapi import CPUID_INDEX_COUNTS
-
-XEN_BASE: Final = 0x40000000
-HYPERCALL_MSR: Final = 0x40000000
-XEN_VERSION: Final = 4 << 16 | 17
-_SIGNATURE: Final = struct.unpack("<III", b"XenVMMXenVMM")
-_VCPU_ID, _DOMID, _UPCALL_VECTOR = 1 << 3, 1 << 4, 1 << 6
-_TSC_RELIABLE: Final = 1 << 1
 
 _HYPERVISOR, _X2APIC, _VMX, _HTT = 1 << 31, 1 << 21, 1 << 5, 1 << 28
 _SVM: Final = 1 << 2
@@ -40,23 +33,11 @@ def leaves(supported: Iterable[CpuidEntry], vcpu: int, vcpus: int, *, domid: int
 
 def xen_leaves(vcpu: int, domid: int, tsc_khz: int) -> list[CpuidEntry]:
     """The leaves by which a kernel finds out that it runs on Xen."""
-
-    def leaf(
-        number: int, eax: int, ebx: int = 0, ecx: int = 0, edx: int = 0, *, index: int | None = None
-    ) -> CpuidEntry:
-        flags = 0 if index is None else CPUID_INDEX_COUNTS
-        return CpuidEntry(XEN_BASE + number, index or 0, flags, eax, ebx, ecx, edx)
-
-    shift, scale = tsc_scale(tsc_khz)
+    shift, mul = tsc_scale(tsc_khz)
+    found = abi.leaves(domid, vcpu, tsc_khz, mul, shift)
+    indexed = {leaf.function for leaf in found if leaf[1]}
     return [
-        leaf(0, XEN_BASE + 5, *_SIGNATURE),
-        leaf(1, XEN_VERSION),
-        leaf(2, 1, HYPERCALL_MSR),
-        leaf(3, _TSC_RELIABLE, 0, tsc_khz, 0, index=0),
-        leaf(3, 0, 0, scale, shift & 0xFFFFFFFF, index=1),
-        leaf(3, tsc_khz, index=2),
-        leaf(4, _VCPU_ID | _DOMID | _UPCALL_VECTOR, vcpu, domid),
-        leaf(5, 0),
+        CpuidEntry(leaf[0], leaf[1], CPUID_INDEX_COUNTS if leaf.function in indexed else 0, *leaf[2:]) for leaf in found
     ]
 
 

@@ -41,6 +41,7 @@ class Call(IntEnum):
     GET_VCPU_EVENTS = 0x8040AE9F
     SET_VCPU_EVENTS = 0x4040AEA0
     GET_TSC_KHZ = 0xAEA3
+    GET_DEVICE_ATTR = 0x4018AEE2
 
 
 class Capability(IntEnum):
@@ -58,7 +59,10 @@ SYNC_SREGS: Final = 2
 SYNC_EVENTS: Final = 4
 X2APIC_32_BIT_IDS: Final = 3
 """Whole x2APIC ids in MSIs, and no broadcast quirk."""
+MSR_EXIT_INVALID: Final = 1
 MSR_EXIT_UNKNOWN: Final = 2
+VCPU_TSC_OFFSET: Final = (0, 0)
+"""Group and attribute of a VCPU's TSC offset, for GET_DEVICE_ATTR."""
 CPUID_INDEX_COUNTS: Final = 1
 
 
@@ -135,6 +139,7 @@ MSI: Final = struct.Struct("<IIIII12x")  # address low, high, data, flags, devic
 ENABLE_CAP: Final = struct.Struct("<IIQQQQ64x")  # capability, flags, arguments
 MSR: Final = struct.Struct("<IIQ")  # index, reserved, data
 TRANSLATION: Final = struct.Struct("<QQBBB5x")  # linear, physical, valid, writeable, usermode
+DEVICE_ATTR: Final = struct.Struct("<IIQQ")  # flags, group, attribute, address of the value
 CPUID_ENTRY: Final = struct.Struct("<7I12x")  # function, index, flags, eax, ebx, ecx, edx
 SEGMENT: Final = struct.Struct("<QIHBBBBBBBBBx")
 """``struct kvm_segment``: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable."""

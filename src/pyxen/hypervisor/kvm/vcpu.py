@@ -6,6 +6,7 @@ and what is written to them counts from the next entry once it is marked dirty. 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -160,6 +161,16 @@ class KvmVcpu:
 
     def tsc_khz(self) -> int:
         return call(self._fd, Call.GET_TSC_KHZ)
+
+    def tsc_offset(self) -> int | None:
+        """The guest's TSC less the host's, modulo 2⁶⁴; None where KVM is too old to tell."""
+        value = ctypes.c_uint64()
+        row = uapi.DEVICE_ATTR.pack(0, *uapi.VCPU_TSC_OFFSET, ctypes.addressof(value))
+        try:
+            call(self._fd, Call.GET_DEVICE_ATTR, bytearray(row))
+        except EngineError:
+            return None
+        return value.value
 
     def translate(self, address: int) -> int | None:
         """The guest-physical address of a virtual one, as the guest's page tables have it now."""

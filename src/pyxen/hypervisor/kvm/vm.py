@@ -57,7 +57,10 @@ class Vm:
         return KvmVcpu(call(self._fd, Call.CREATE_VCPU, apic_id), self._run_size)
 
     def signal_msi(self, apic_id: int, vector: int) -> bool:
-        """Raise ``vector``, edge-triggered, in a local APIC; False if that is switched off. From any thread."""
+        """Raise ``vector``, edge-triggered, in a local APIC; False if that is switched off. From any thread.
+
+        Bits 8 to 10 of ``vector`` are the delivery mode: 0 as said, 4 a non-maskable interrupt.
+        """
         message = uapi.MSI.pack(_MSI_ADDRESS | (apic_id & 0xFF) << 12, apic_id & ~0xFF, vector, 0, 0)
         delivered: int = fcntl.ioctl(self._fd, Call.SIGNAL_MSI, bytearray(message))
         return delivered > 0

@@ -1,0 +1,15 @@
+"""``python -m pyxen.hypervisor DIRECTORY/monitor [--paused]``: one domain's process."""
+
+from __future__ import annotations
+
+import sys
+
+from pyxen.errors import PyxenError
+from pyxen.hypervisor.process import main
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except PyxenError as error:
+        print(error, *([error.hint] if error.hint else []), sep="\n", file=sys.stderr)  # noqa: T201
+        sys.exit(1)

@@ -1,0 +1,58 @@
+"""The guest's system time: nanoseconds made of the TSC, by the same sum on both sides.
+
+Guests read their TSC, which is the host's plus an offset, and scale it by the numbers of ``struct vcpu_time_info``. So
+does this clock: a deadline that the guest has computed means the same instant here, however long it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pyxen.hypervisor import machine_code
+from pyxen.hypervisor.builder.cpuid import tsc_scale
+from pyxen.hypervisor.machine import PvClock
+
+_TSC_STABLE: Final = 1
+_U64: Final = (1 << 64) - 1
+
+
+@functools.cache
+def _rdtsc() -> Callable[[], int]:
+    # rdtsc; shl rdx, 32; or rax, rdx; ret
+    address = machine_code.load({"rdtsc": "0f31 48c1e220 4809d0 c3"})["rdtsc"]
+    return ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
+
+
+def host_tsc() -> int:
+    """This CPU's time stamp counter."""
+    return _rdtsc()()
+
+
+class GuestClock:
+    """Starts at 0. ``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴."""
+
+    def __init__(self, tsc_khz: int, offsets: list[int]) -> None:
+        self.offsets = offsets
+        self._rdtsc = _rdtsc()
+        self._shift, self._mul = tsc_scale(tsc_khz)
+        self._flags = _TSC_STABLE if len(set(offsets)) == 1 else 0
+        self._start = self._rdtsc()
+
+    def now_ns(self) -> int:
+        """System time."""
+        # Another CPU's counter may be a little behind the one that the start was read from.
+        ticks = max(0, self._rdtsc() - self._start)
+        ticks = ticks << self._shift if self._shift >= 0 else ticks >> -self._shift
+        return ticks * self._mul >> 32
+
+    def wallclock_ns(self) -> int:
+        """The time of day at which system time was 0."""
+        return time.time_ns() - self.now_ns()
+
+    def pvclock(self, vcpu: int) -> PvClock:
+        """A VCPU's numbers; they hold for as long as its TSC runs undisturbed."""
+        return PvClock((self._start + self.offsets[vcpu]) & _U64, 0, self._mul, self._shift, self._flags)

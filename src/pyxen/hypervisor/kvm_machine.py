@@ -1,0 +1,261 @@
+"""The machine under a domain, on KVM: VCPUs as threads, upcalls as MSIs, memory as slots. See machine.Machine."""
+
+from __future__ import annotations
+
+import mmap
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, Protocol
+
+from pyxen.errors import PyxenError
+from pyxen.hypervisor.abi.hvm import PARAM_TRIPLE_FAULT_REASON
+from pyxen.hypervisor.abi.sched import SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT
+from pyxen.hypervisor.abi.vcpu import VcpuContext
+from pyxen.hypervisor.builder import cpuid, entry, layout
+from pyxen.hypervisor.builder.build import Built, pages
+from pyxen.hypervisor.clock import GuestClock, host_tsc
+from pyxen.hypervisor.kvm import Kvm, KvmVcpu
+from pyxen.hypervisor.kvm.uapi import MSR_EXIT_INVALID, MSR_EXIT_UNKNOWN, X2APIC_32_BIT_IDS, Capability
+from pyxen.hypervisor.kvm.vcpu import KICK
+from pyxen.hypervisor.loop import Loop, Timer
+from pyxen.hypervisor.machine import PvClock
+from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress
+from pyxen.hypervisor.paging import walk
+from pyxen.hypervisor.processor import Hold, Processor
+
+_MSR_TSC: Final = 0x10
+_MOST_FRAMES: Final = 8192
+"""Pages outside of RAM that one guest may have."""
+_NMI_MESSAGE: Final = 4 << 8
+_PARK_S: Final = 5.0
+
+
+class XenSide(Protocol):
+    """What the machine calls of domain.Domain."""
+
+    params: list[int]
+
+    @property
+    def lock(self) -> threading._RLock: ...
+
+    def hypercall(self, vcpu_index: int, nr: int, args: tuple[int, ...], bits: int) -> int: ...
+
+    def timer_expired(self, vcpu: int) -> None: ...
+
+    def kick(self, vcpu: int) -> None: ...
+
+    def check_upcall(self, vcpu: int) -> None: ...
+
+    def stop(self, reason: int) -> None: ...
+
+
+class KvmMachine:
+    """Made from a domain that has been built; ``attach`` gives it Xen's side, ``start`` lets it run.
+
+    ``console`` is given emergency output, ``stopped`` the guest's reason (SHUTDOWN_…) for its end, ``failed`` the
+    machine's own: all three in whatever thread it happens, once each, and to return at once.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        vcpus: int,
+        loop: Loop,
+        *,
+        domid: int,
+        console: Callable[[bytes], None],
+        stopped: Callable[[int], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Raises PyxenError if KVM refuses."""
+        self.memory = built.memory
+        self._console = console
+        self._stopped = stopped
+        self._failed = failed
+        self._domain: XenSide | None = None
+        self._frames = 0
+        signal.signal(KICK, _nothing)
+        self._kvm = Kvm()
+        self._vm = self._kvm.create_vm()
+        self._vm.place_intel_pages(layout.INTEL_PAGES)
+        for region in self.memory.regions:
+            self._vm.add_memory(region)
+        self._vm.enable(Capability.USER_SPACE_MSR, MSR_EXIT_INVALID | MSR_EXIT_UNKNOWN)
+        if self._kvm.check(Capability.X2APIC_API):
+            self._vm.enable(Capability.X2APIC_API, X2APIC_32_BIT_IDS)
+        self._vm.create_irqchip()
+        # All of them before any runs: then KVM gives them one common TSC.
+        kvm_vcpus = [self._vm.create_vcpu(index) for index in range(vcpus)]
+        self._set_up(kvm_vcpus, built, domid)
+        self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), _tsc_offsets(kvm_vcpus))
+        self._processors = [Processor(index, kvm, self.memory, self) for index, kvm in enumerate(kvm_vcpus)]
+        self._timers = [Timer(loop, self._expired(index)) for index in range(vcpus)]
+
+    def _set_up(self, vcpus: list[KvmVcpu], built: Built, domid: int) -> None:
+        supported = self._kvm.supported_cpuid()
+        tsc_khz = vcpus[0].tsc_khz()
+        for index, vcpu in enumerate(vcpus):
+            vcpu.set_cpuid(cpuid.leaves(supported, index, len(vcpus), domid=domid, tsc_khz=tsc_khz))
+            vcpu.set_msr(entry.MTRR_DEFAULT_TYPE, entry.MTRR_WRITE_BACK)
+        first = vcpus[0]
+        sregs = first.get_sregs()
+        regs = entry.pvh(sregs, built.entry, built.start_info)
+        first.set_sregs(sregs)
+        first.set_regs(regs)
+
+    # For the process
+
+    def attach(self, domain: XenSide) -> None:
+        """``domain`` serves the guest's hypercalls from now on. Before ``start``."""
+        self._domain = domain
+
+    def start(self, *, paused: bool) -> None:
+        """Start the VCPUs' threads."""
+        for processor in self._processors:
+            if paused:
+                processor.hold(Hold.PAUSED)
+            processor.start()
+
+    def pause(self) -> None:
+        """Stop all VCPUs, and wait until they stand still. Not with domain.lock held."""
+        for processor in self._processors:
+            processor.hold(Hold.PAUSED)
+            self._xen.kick(processor.index)
+        for processor in self._processors:
+            processor.wait_parked(_PARK_S)
+
+    def unpause(self) -> None:
+        for processor in self._processors:
+            processor.release(Hold.PAUSED)
+
+    def close(self) -> None:
+        """End the VCPUs and give everything back. Not with domain.lock held."""
+        for processor in self._processors:
+            processor.hold(Hold.STOPPED)
+        for processor in self._processors:
+            self._xen.kick(processor.index)
+            processor.end()
+        for timer in self._timers:
+            timer.close()
+        self._vm.close()
+        self._kvm.close()
+
+    # For Xen's side: machine.Machine
+
+    def upcall(self, vcpu: int, vector: int) -> None:
+        self._vm.signal_msi(vcpu, vector)
+
+    def inject(self, vcpu: int, vector: int) -> None:
+        self._vm.signal_msi(vcpu, vector)
+
+    def translate(self, vcpu: int, address: int, *, write: bool) -> int:
+        return walk(self.memory, self._processors[vcpu].kvm.sregs, address, write=write)
+
+    def map_frame(self, gfn: int) -> None:
+        start = gfn << PAGE_SHIFT
+        if any(region.start <= start < region.end for region in self.memory.regions):
+            return
+        if not 0 < start < layout.MOST_BYTES or layout.ACPI <= start < layout.HIGH_RAM or self._frames >= _MOST_FRAMES:
+            raise BadAddress(start, PAGE_SIZE)
+        region = self.memory.add(start, pages(PAGE_SIZE))
+        try:
+            self._vm.add_memory(region)
+        except PyxenError:
+            self.memory.remove(region)
+            raise BadAddress(start, PAGE_SIZE) from None
+        self._frames += 1
+
+    def release(self, gfn: int) -> None:
+        start = gfn << PAGE_SHIFT
+        region = self.memory.find(start, PAGE_SIZE)
+        if isinstance(backing := region.data.obj, mmap.mmap):
+            backing.madvise(mmap.MADV_DONTNEED, start - region.start, PAGE_SIZE)
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns()
+
+    def wallclock_ns(self) -> int:
+        return self._clock.wallclock_ns()
+
+    def pvclock(self, vcpu: int) -> PvClock:
+        return self._clock.pvclock(vcpu)
+
+    def set_timer(self, vcpu: int, deadline_ns: int | None) -> None:
+        if deadline_ns is None:
+            self._timers[vcpu].disarm()
+        else:
+            self._timers[vcpu].arm(deadline_ns - self._clock.now_ns())
+
+    def vcpu_up(self, vcpu: int, context: VcpuContext | None) -> None:
+        processor = self._processors[vcpu]
+        if context is not None:
+            processor.begin_at(context)
+        processor.up = True
+        processor.release(Hold.DOWN)
+
+    def vcpu_down(self, vcpu: int) -> None:
+        self._processors[vcpu].up = False
+        self._processors[vcpu].hold(Hold.DOWN)
+
+    def vcpu_is_up(self, vcpu: int) -> bool:
+        return self._processors[vcpu].up
+
+    def nmi(self, vcpu: int) -> None:
+        self._vm.signal_msi(vcpu, _NMI_MESSAGE)
+
+    def console_write(self, data: bytes) -> None:
+        self._console(data)
+
+    def shutdown(self, reason: int) -> None:
+        for processor in self._processors:
+            processor.hold(Hold.STOPPED)
+        self._stopped(reason)
+
+    # For the VCPUs' threads: processor.Exits
+
+    def hypercall(self, vcpu_index: int, nr: int, args: tuple[int, ...], bits: int) -> int:
+        return self._xen.hypercall(vcpu_index, nr, args, bits)
+
+    def started(self, vcpu: int) -> None:
+        self._xen.check_upcall(vcpu)
+
+    def switched_off(self) -> None:
+        with self._xen.lock:
+            self._xen.stop(SHUTDOWN_POWEROFF)
+
+    def triple_fault(self, vcpu: int) -> None:
+        with self._xen.lock:
+            self._xen.stop(self._xen.params[PARAM_TRIPLE_FAULT_REASON] or SHUTDOWN_REBOOT)
+
+    def failed(self, vcpu: int, reason: str) -> None:
+        for processor in self._processors:
+            processor.hold(Hold.STOPPED)
+        self._failed(f"VCPU {vcpu}: {reason}")
+
+    @property
+    def _xen(self) -> XenSide:
+        assert self._domain is not None, "the machine runs before attach()"
+        return self._domain
+
+    def _expired(self, vcpu: int) -> Callable[[], None]:
+        return lambda: self._xen.timer_expired(vcpu)
+
+
+def _tsc_offsets(vcpus: list[KvmVcpu]) -> list[int]:
+    """For each VCPU its TSC less the host's, in ticks.
+
+    KVM is asked for the very numbers; where it is too old for that, they are read within a microsecond or so, and
+    VCPUs with one common TSC would be told that theirs differ: so the first one's stands for all.
+    """
+    exact = [vcpu.tsc_offset() for vcpu in vcpus]
+    if None not in exact:
+        return [offset for offset in exact if offset is not None]
+    before = host_tsc()
+    guest = vcpus[0].get_msr(_MSR_TSC)
+    return [(guest - (before + host_tsc()) // 2) % (1 << 64)] * len(vcpus)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A signal handler must be there for a system call to be interrupted."""

@@ -1,0 +1,212 @@
+"""One domain's process: ``python -m pyxen.hypervisor DIRECTORY/monitor``.
+
+DIRECTORY is as engine.contract says; the argument's last part names no file, it tells this process from others. The
+process stays when its guest has stopped, for whoever wants its memory, and ends when told to: by SIGTERM or "quit".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+from pyxen.errors import Conflict, InvalidRequest
+from pyxen.hypervisor.abi.sched import SHUTDOWN_CRASH
+from pyxen.hypervisor.builder import build, layout
+from pyxen.hypervisor.control import Control
+from pyxen.hypervisor.domain import Domain
+from pyxen.hypervisor.events import Events
+from pyxen.hypervisor.kvm_machine import KvmMachine
+from pyxen.hypervisor.loop import Loop
+from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE
+from pyxen.hypervisor.spec import DomainSpec, load
+from pyxen.hypervisor.terminal import Log, Terminal
+from pyxen.hypervisor.toolstack import Toolstack
+from pyxen.xenstore.listener import Listener
+from pyxen.xenstore.local import Local
+from pyxen.xenstore.ring import Ring
+from pyxen.xenstore.store import Store
+
+_ORDERS = ("poweroff", "reboot", "halt", "suspend")
+
+
+class DomainProcess:
+    """A domain, its machine, its files. Everything but ``_guest_stopped`` and ``_failed`` is for the main thread."""
+
+    def __init__(self, directory: Path, spec: DomainSpec) -> None:
+        """Make everything, run nothing yet. Raises PyxenError."""
+        self.spec = spec
+        self.stop_reason: str | None = None
+        self._paused = True
+        self._words: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: T201  the file "stderr"
+        self.loop = Loop()
+        self._log = Log(directory / "console.log")
+        self._events = Events(directory / "events")
+        self.machine, self.domain = self._build()
+        console, store = self.domain.set_up_special_pages(console_gfn=layout.CONSOLE_GFN, store_gfn=layout.XENSTORE_GFN)
+        self._terminal = Terminal(self.domain, console, self._log, directory / "console.in", self.loop)
+        self._open_store(directory, store)
+        self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
+        self._control = Control(directory / "control.sock", self.loop, self._commands())
+
+    def _build(self) -> tuple[KvmMachine, Domain]:
+        spec, config = self.spec, self.spec.config
+        vcpus = max(config.vcpus, config.maxvcpus or 0)
+        memory = build.allocate(config.memory * layout.MIB)
+        ramdisk = Path(spec.ramdisk) if spec.ramdisk else None
+        built = build.build(memory, Path(spec.kernel), ramdisk, spec.cmdline, vcpus)
+        machine = KvmMachine(
+            built,
+            vcpus,
+            self.loop,
+            domid=spec.domid,
+            console=self._log.write,
+            stopped=self._guest_stopped,
+            failed=self._failed,
+        )
+        domain = Domain(
+            memory,
+            machine,
+            domid=spec.domid,
+            vcpus=vcpus,
+            memory_map=build.memory_map(memory),
+            uuid=uuid.UUID(spec.uuid).bytes,
+        )
+        machine.attach(domain)
+        return machine, domain
+
+    def _open_store(self, directory: Path, port: int) -> None:
+        store = Store()
+        self.local = Local(store, wake=lambda: self.loop.call_soon(self.local.settle))
+        page = self.domain.memory.view(self.domain.store_gfn << PAGE_SHIFT, PAGE_SIZE)
+        self._ring = Ring(
+            store, self.spec.domid, page, lambda: bound.notify(), wake=lambda: self.loop.call_soon(self._ring.poll)
+        )
+        bound = self.domain.evtchn.bind_backend(port, lambda: self.loop.call_soon(self._ring.poll))
+        self._listener = Listener(directory / "xenstore.sock", store, self.loop.selector)
+        self.loop.after_each_round(self._listener.flush)
+
+    def run(self, *, paused: bool) -> None:
+        """Run the guest and the main loop, until ``quit``."""
+        self.machine.start(paused=paused)
+        self._events.ready()
+        if not paused:
+            self._paused = False
+            self._events.resumed()
+        self.loop.run()
+
+    def close(self) -> None:
+        """End the guest; take its last words."""
+        self.machine.close()
+        self._terminal.close()
+        self._listener.close()
+        self._control.close()
+        self.loop.close()
+        self._events.close()
+        self._log.close()
+
+    def quit(self) -> None:
+        """End this process soon."""
+        if self.stop_reason is None:
+            self.stop_reason = "destroyed"
+            self._events.destroyed()
+        self.loop.stop()
+
+    def pause(self) -> None:
+        self._refuse_stopped("pause")
+        if not self._paused:
+            self.machine.pause()
+            self._paused = True
+            self._events.paused()
+
+    def unpause(self) -> None:
+        self._refuse_stopped("unpause")
+        if self._paused:
+            self._paused = False
+            self.machine.unpause()
+            self._events.resumed()
+
+    def shutdown(self, reason: str = "poweroff") -> None:
+        """Ask the guest to poweroff, reboot or halt."""
+        self._refuse_stopped("shut down")
+        if reason not in _ORDERS:
+            raise InvalidRequest(f"a guest can't be asked to {reason!r}", hint=f"Use one of {', '.join(_ORDERS)}.")
+        self.toolstack.ask(reason)
+
+    def status(self) -> dict[str, object]:
+        return {"paused": self._paused, "stopped": self.stop_reason, "vcpus": len(self.domain.vcpus)}
+
+    def set_vcpus(self, count: int) -> None:
+        """Tell the guest to use ``count`` VCPUs."""
+        self._refuse_stopped("change")
+        if not 1 <= count <= len(self.domain.vcpus):
+            raise InvalidRequest(f"the domain can have 1 to {len(self.domain.vcpus)} VCPUs, not {count}")
+        self.toolstack.set_vcpus(count)
+
+    def set_memory(self, mib: int) -> None:
+        """Tell the guest to shrink or grow to ``mib`` MiB."""
+        self._refuse_stopped("change")
+        if not 1 <= mib <= self.spec.config.memory:
+            raise InvalidRequest(f"the domain can have up to {self.spec.config.memory} MiB, not {mib}")
+        self.toolstack.set_memory(mib)
+
+    def crash(self) -> None:
+        """Stop the guest as if it had crashed."""
+        self._refuse_stopped("crash")
+        with self.domain.lock:
+            self.domain.stop(SHUTDOWN_CRASH)
+
+    def _commands(self) -> Mapping[str, Callable[..., object]]:
+        return {
+            "pause": self.pause,
+            "unpause": self.unpause,
+            "shutdown": self.shutdown,
+            "status": self.status,
+            "set-vcpus": self.set_vcpus,
+            "set-memory": self.set_memory,
+            "debug-key": self.domain.debug_key,
+            "crash": self.crash,
+            "quit": self.quit,
+        }
+
+    def _refuse_stopped(self, what: str) -> None:
+        if self.stop_reason is not None:
+            raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
+
+    def _guest_stopped(self, reason: int) -> None:
+        self._end(str(reason), lambda: self._events.guest_stopped(reason))
+
+    def _failed(self, words: str) -> None:
+        self._words(words)
+        self._end("failed", self._events.failed)
+
+    def _end(self, reason: str, tell: Callable[[], None]) -> None:
+        """In any thread; the first one counts."""
+
+        def note() -> None:
+            if self.stop_reason is None:
+                self.stop_reason = reason
+                tell()
+
+        self.loop.call_soon(note)
+
+
+def main(argv: list[str]) -> None:
+    """The process, from its start to its end. Raises PyxenError."""
+    if not argv:
+        raise InvalidRequest("usage: python -m pyxen.hypervisor DIRECTORY/monitor [--paused]")
+    directory = Path(argv[0]).parent
+    os.umask(0o077)
+    process = DomainProcess(directory, load(directory / "domain.json"))
+
+    def quit_soon(number: int, frame: FrameType | None) -> None:
+        process.loop.call_soon(process.quit)
+
+    signal.signal(signal.SIGTERM, quit_soon)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.closing(process):
+        process.run(paused="--paused" in argv[1:])

@@ -1,0 +1,31 @@
+"""What the process reads of ``domain.json``, which xend has written (engine.contract.DomainSpec)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pyxen.config.model import DomainConfig
+from pyxen.errors import InvalidRequest
+
+
+class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain with nothing left open. ``kernel`` is an uncompressed ELF file; paths are absolute."""
+
+    domid: int
+    uuid: str
+    config: DomainConfig
+    kernel: str
+    ramdisk: str | None = None
+    cmdline: str = ""
+
+
+def load(path: Path) -> DomainSpec:
+    """Raises InvalidRequest if there is no such file or it says something else."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DomainSpec)
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{path} does not describe a domain: {error}") from error
