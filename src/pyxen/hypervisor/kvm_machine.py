@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mmap
 import signal
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Final, Protocol
 
@@ -38,7 +38,7 @@ class XenSide(Protocol):
     params: list[int]
 
     @property
-    def lock(self) -> threading._RLock: ...
+    def lock(self) -> AbstractContextManager[object, bool | None]: ...
 
     def hypercall(self, vcpu_index: int, nr: int, args: tuple[int, ...], bits: int) -> int: ...
 

@@ -39,13 +39,13 @@ class Terminal:
     def __init__(self, domain: Domain, port: int, log: Log, fifo: Path, loop: Loop) -> None:
         page = domain.memory.view(domain.console_gfn << PAGE_SHIFT, PAGE_SIZE)
         self._loop = loop
+        self._reading = False
         self._console = Console(page, log.write, lambda: self._port.notify())
         self._port = domain.evtchn.bind_backend(port, self._event)
         if not fifo.exists() or not stat.S_ISFIFO(fifo.stat().st_mode):
             os.mkfifo(fifo, 0o600)
         # For writing too, so that it never ends.
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._reading = False
         self._read_on()
 
     def close(self) -> None:
