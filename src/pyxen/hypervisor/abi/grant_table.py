@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import I16, U16, U32, U64, Layout, Pointer, U64Aligned, ULong
+from pyxen.hypervisor.abi.layout import I16, U16, U32, U64, Kind, Layout, Pointer, U64Aligned, ULong
 
 MAP_GRANT_REF: Final = 0
 UNMAP_GRANT_REF: Final = 1
@@ -85,6 +85,10 @@ class SetupTable(NamedTuple):
     frame_list: Pointer
 
 
+_AfterCopyPointer = Annotated[int, Kind(2, 8, 4, "H", "H", 2)]
+"""Source and destination are structures of their own, padded at their ends."""
+
+
 class CopyOp(NamedTuple):
     source: ULong
     """A grant reference (32 bits) or a gfn."""
@@ -93,7 +97,7 @@ class CopyOp(NamedTuple):
     dest: ULong
     dest_domid: U16
     dest_offset: U16
-    length: U16
+    length: _AfterCopyPointer
     flags: U16
     status: I16
 

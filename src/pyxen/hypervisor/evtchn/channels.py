@@ -3,7 +3,7 @@
 The guest's side is EVENT_CHANNEL_OP (hypercalls/event_channel_op.py). The host's side is ``alloc_unbound`` and
 ``bind_backend``: a back end, as Domain-0, takes the other end of a port that the guest has offered.
 
-All methods but those of BackendPort are called with ``domain.lock`` held. Refusals are XenErrors.
+The host's methods and BackendPort's take ``domain.lock``; the others are called with it held. Refusals are XenErrors.
 """
 
 from __future__ import annotations
@@ -157,9 +157,10 @@ class EventChannels:
 
     def alloc_unbound(self, remote: int = BACKEND_DOMID) -> int:
         """A new port of the guest that domain ``remote`` may bind to."""
-        channel = self._allocate(State.UNBOUND)
-        channel.remote = remote
-        return channel.port
+        with self.lock:
+            channel = self._allocate(State.UNBOUND)
+            channel.remote = remote
+            return channel.port
 
     def bind_backend(self, port: int, callback: Callable[[], None]) -> BackendPort:
         """Take the other end of the guest's unbound ``port``; what it sends calls ``callback``.
@@ -179,11 +180,12 @@ class EventChannels:
 
     def raise_virq(self, virq: int, vcpu: int = 0) -> bool:
         """Raise a VIRQ of a VCPU; whether the guest has bound it."""
-        port = self._vcpus[vcpu].virqs[virq]
-        if not port:
-            return False
-        self.raise_event(self._channels[port])
-        return True
+        with self.lock:
+            port = self._vcpus[vcpu].virqs[virq]
+            if not port:
+                return False
+            self.raise_event(self._channels[port])
+            return True
 
     def raise_event(self, channel: Channel) -> None:
         """Make a port pending, and end a poll that waits for it."""
