@@ -35,8 +35,13 @@ def attach(console: Console, *, drain_s: float | None) -> None:
     if terminal:
         click.echo(f"Connected to {name}; Ctrl-] leaves", err=True)
     session = _Session(console, terminal, drain_s)
-    with _raw() if terminal else contextlib.nullcontext():
-        session.run()
+    try:
+        with _raw() if terminal else contextlib.nullcontext():
+            session.run()
+    except BaseException:
+        if terminal:
+            _end_line()
+        raise
     if terminal:
         end = f"Domain {name} has ended" + (f" ({console.ended})" if console.ended else "")
         click.echo(f"\n{end if console.ended is not None else f'Left {name}'}", err=True)
@@ -113,6 +118,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _end_line() -> None:
+    """What follows shall not stand behind the guest's prompt."""
+    with contextlib.suppress(OSError):  # the terminal has hung up
+        click.echo(err=True)
 
 
 @contextlib.contextmanager
