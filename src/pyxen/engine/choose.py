@@ -8,7 +8,8 @@ from pyxen.config.model import DomainConfig, DomainType, EngineChoice
 from pyxen.engine.contract import Engine
 from pyxen.errors import Unsupported
 
-_PREFERENCE = {DomainType.PVH: ("xen", "qemu"), DomainType.HVM: ("qemu",)}
+# The Xen engine, still without disks and networks, comes second.
+_PREFERENCE = {DomainType.PVH: ("qemu", "xen"), DomainType.HVM: ("qemu",)}
 
 
 def choose(config: DomainConfig, engines: Sequence[Engine]) -> Engine:

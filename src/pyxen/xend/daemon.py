@@ -18,6 +18,7 @@ from pyxen import __version__
 from pyxen.engine.contract import Engine
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.qemu import QemuEngine
+from pyxen.engine.xen import XenEngine
 from pyxen.errors import Conflict, PyxenError
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
@@ -127,7 +128,7 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
         first = int(await store.meta("events") or 0) + 1
         events = Events(first=first)
         inotify = Inotify()
-        engines: list[Engine] = [QemuEngine(roots.state, inotify)]
+        engines: list[Engine] = [QemuEngine(roots.state, inotify), XenEngine(roots.state, inotify)]
         life = Life(
             roots=roots,
             settings=settings,

@@ -48,12 +48,15 @@ class Named(FakeEngine):
         return EngineInfo(name=self.name, available=not self.reason, reason=self.reason)
 
 
-def test_pvh_takes_xen_where_it_can_and_hvm_takes_qemu() -> None:
-    engines = [Named("qemu"), Named("xen")]
-    assert choose(DomainConfig(name="a"), engines).name == "xen"
+def test_qemu_comes_first_and_xen_where_it_is_missing_or_asked_for() -> None:
+    engines = [Named("xen"), Named("qemu")]
+    without_qemu = [Named("xen"), Named("qemu", "not installed")]
+    assert choose(DomainConfig(name="a"), engines).name == "qemu"
+    assert choose(DomainConfig(name="a"), without_qemu).name == "xen"
+    assert choose(DomainConfig(name="a", engine=EngineChoice.XEN), engines).name == "xen"
     assert choose(DomainConfig(name="a", type=DomainType.HVM), engines).name == "qemu"
-    assert choose(DomainConfig(name="a", engine=EngineChoice.QEMU), engines).name == "qemu"
-    assert choose(DomainConfig(name="a"), [Named("xen", "no KVM"), Named("qemu")]).name == "qemu"
+    with pytest.raises(Unsupported, match="qemu: not installed"):
+        choose(DomainConfig(name="a", type=DomainType.HVM), without_qemu)
 
 
 def test_an_engine_that_was_asked_for_is_not_replaced() -> None:

@@ -1,0 +1,126 @@
+"""pyxen's own hypervisor as the monitor of a domain: a process of ``pyxen.hypervisor`` on /dev/kvm."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pyxen import __version__
+from pyxen.api import EngineInfo
+from pyxen.config.model import DomainConfig, DomainType
+from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
+from pyxen.engine.domain import ProcessDomain, save_info, write_pid
+from pyxen.engine.inotify import Inotify
+from pyxen.engine.probe import kvm_verdict
+from pyxen.engine.process import kill_all, marker, spawn
+from pyxen.errors import Conflict, EngineError, Unsupported
+
+_READY_S = 30.0
+_ANSWER_S = 30.0
+
+
+class XenDomain(ProcessDomain):
+    """Speaks to its hypervisor process over ``control.sock``, one connection for each order."""
+
+    async def pause(self) -> None:
+        await self._order("pause", "pause")
+        await self.wait_paused(True)
+
+    async def unpause(self) -> None:
+        await self._order("unpause", "unpause")
+        await self.wait_paused(False)
+
+    async def request_shutdown(self, reason: str) -> None:
+        await self._order("shut down", "shutdown", reason=reason)
+
+    async def dump_core(self, path: Path) -> None:
+        raise Unsupported("the Xen engine can't dump core yet")
+
+    async def _order(self, what: str, command: str, **arguments: object) -> Any:
+        if self.stopped is not None:
+            raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                reader, writer = await asyncio.open_unix_connection(self.directory / "control.sock")
+                try:
+                    writer.write(msgspec.json.encode({"execute": command, "arguments": arguments}) + b"\n")
+                    answer = msgspec.json.decode(await reader.readline())
+                finally:
+                    writer.close()
+        except (OSError, msgspec.DecodeError, TimeoutError) as error:
+            if not self.alive:
+                raise Conflict(f"'{self.spec.config.name}' is gone") from error
+            raise EngineError(f"the hypervisor of '{self.spec.config.name}' does not answer: {error}") from error
+        if "error" in answer:
+            raise EngineError(f"'{self.spec.config.name}': {answer['error'].get('desc', 'refused')}")
+        return answer.get("return")
+
+
+class XenEngine:
+    """Starts and adopts hypervisor processes. ``state`` is where the KVM probe keeps its verdict."""
+
+    name = "xen"
+
+    def __init__(self, state: Path, inotify: Inotify) -> None:
+        self._state = state
+        self._inotify = inotify
+
+    def info(self) -> EngineInfo:
+        verdict = kvm_verdict(self._state)
+        reason = (
+            "on KVM; only where engine=xen asks for it" if verdict.usable else f"KVM can't be used: {verdict.reason}"
+        )
+        return EngineInfo(name=self.name, available=verdict.usable, reason=reason, version=__version__)
+
+    def check(self, config: DomainConfig) -> list[str]:
+        if config.type is not DomainType.PVH:
+            raise Unsupported(f"the Xen engine runs pvh domains, '{config.name}' is {config.type.value}")
+        if config.disk or config.vif:
+            raise Unsupported(
+                f"the Xen engine has no disks and networks yet, '{config.name}' wants some",
+                hint="Leave engine=xen out: QEMU has them.",
+            )
+        return []
+
+    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+        spec = msgspec.structs.replace(spec, cmdline=_with_console(spec.cmdline))
+        (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
+        try:
+            pid = spawn(
+                # The marker is not for the hypervisor: it is what the process is found by.
+                [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory)]
+                + (["--paused"] if paused else []),
+                stderr=directory / "stderr",
+            )
+        except OSError as error:
+            raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
+        write_pid(directory, pid)
+        info = StartedInfo(accelerator="kvm")
+        save_info(directory, info)
+        domain = XenDomain(spec, directory, pid, self._inotify, info)
+        try:
+            await domain.ready(_READY_S)
+            if not paused:
+                await domain.wait_paused(False)
+        except BaseException:
+            await domain.destroy()
+            domain.close()
+            raise
+        return domain
+
+    async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
+        return XenDomain.adopt(spec, directory, self._inotify)
+
+    def reap(self, directory: Path) -> None:
+        kill_all(directory)
+
+
+def _with_console(cmdline: str) -> str:
+    """The command line with the console that the domain's log comes from, unless it names one."""
+    if any(word.startswith("console=") for word in cmdline.split()):
+        return cmdline
+    return f"console=hvc0 {cmdline}".strip()
