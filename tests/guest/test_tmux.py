@@ -94,8 +94,8 @@ def test_a_console_comes_and_goes_and_leaves_the_terminal_as_it_was(host: Host, 
     tmux.expect("^7 in the shell again")
     assert (host.root / "after").read_text() == (host.root / "before").read_text()
     tmux.clear()
-    tmux.type("stty -a | grep -o ' -\\?\\(echo\\|icanon\\|isig\\|opost\\) ' | sort | tr -d '\\n'; echo .")
-    tmux.expect(r"^ echo  icanon  isig  opost \.$")
+    tmux.type("stty -a | tr ' ;' '\\n\\n' | grep -x -e echo -e icanon -e isig -e opost | sort | xargs")
+    tmux.expect("^echo icanon isig opost$")
 
 
 def test_the_terminal_is_sane_too_when_the_domain_or_xm_ends(host: Host, tmux: Tmux) -> None:
