@@ -31,6 +31,7 @@ from pyxen.hypervisor.abi.grant_table import (
     V1_PER_FRAME,
     V2_ENTRY,
     V2_PER_FRAME,
+    GrantError,
 )
 from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.atomic import SharedPage
@@ -41,15 +42,6 @@ BACKEND_DOMID: Final = 0
 DEFAULT_MAX_FRAMES: Final = 64
 _IN_USE: Final = GTF_READING | GTF_WRITING
 _TRIES: Final = 5
-
-
-class GrantError(Exception):
-    """A reference that can't be used as asked; ``status`` is GNTST_…"""
-
-    def __init__(self, ref: int, status: int, why: str) -> None:
-        super().__init__(f"grant reference {ref}: {why}")
-        self.ref = ref
-        self.status = status
 
 
 class Frame:

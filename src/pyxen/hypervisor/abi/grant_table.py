@@ -149,3 +149,12 @@ GET_STATUS_FRAMES_ARG: Final = Layout(GetStatusFrames)
 GET_VERSION_ARG: Final = Layout(GetVersion)
 SWAP_GRANT_REF_ARG: Final = Layout(SwapGrantRef)
 CACHE_FLUSH_ARG: Final = Layout(CacheFlush)
+
+
+class GrantError(Exception):
+    """A reference that can't be used as asked; ``status`` is GNTST_…"""
+
+    def __init__(self, ref: int, status: int, why: str) -> None:
+        super().__init__(f"grant reference {ref}: {why}")
+        self.ref = ref
+        self.status = status

@@ -10,7 +10,7 @@ from pyxen.hypervisor.abi import grant_table as abi
 from pyxen.hypervisor.abi.errno import E2BIG, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenError
 from pyxen.hypervisor.abi.layout import Layout
 from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
-from pyxen.hypervisor.grants import GrantError, window
+from pyxen.hypervisor.grants import window
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress
 
@@ -48,7 +48,7 @@ def _copy(vcpu: Vcpu, address: int, bits: int) -> int:
     op = guest.get(vcpu, abi.COPY_ARG, address, bits)
     try:
         status = _copy_one(vcpu, op)
-    except GrantError as error:
+    except abi.GrantError as error:
         status = error.status
     except BadAddress:
         status = abi.BAD_PAGE
