@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Final, Protocol
@@ -29,6 +29,7 @@ _MSR_TSC: Final = 0x10
 _MOST_FRAMES: Final = 8192
 """Pages outside of RAM that one guest may have."""
 _NMI_MESSAGE: Final = 4 << 8
+_FIRST_RETRY_NS, _LAST_RETRY_NS = 1_000_000, 1_000_000_000
 _PARK_S: Final = 5.0
 
 
@@ -91,6 +92,9 @@ class KvmMachine:
         self._set_up(kvm_vcpus, built, domid)
         self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), _tsc_offsets(kvm_vcpus))
         self._processors = [Processor(index, kvm, self.memory, self) for index, kvm in enumerate(kvm_vcpus)]
+        self._owed: set[int] = set()
+        self._retry_ns = _FIRST_RETRY_NS
+        self._retry = Timer(loop, self._pay_all)
         self._timers = [Timer(loop, self._expired(index)) for index in range(vcpus)]
 
     def _set_up(self, vcpus: list[KvmVcpu], built: Built, domid: int) -> None:
@@ -137,7 +141,7 @@ class KvmMachine:
         for processor in self._processors:
             self._xen.kick(processor.index)
             processor.end()
-        for timer in self._timers:
+        for timer in (*self._timers, self._retry):
             timer.close()
         self._vm.close()
         self._kvm.close()
@@ -145,7 +149,12 @@ class KvmMachine:
     # For Xen's side: machine.Machine
 
     def upcall(self, vcpu: int, vector: int) -> None:
-        self._vm.signal_msi(vcpu, vector)
+        if not self._vm.signal_msi(vcpu, vector):
+            # Its LAPIC is off and forgets interrupts, where a real Xen would remember: so this does.
+            if not self._owed:
+                self._retry_ns = _FIRST_RETRY_NS
+                self._retry.arm(self._retry_ns)
+            self._owed.add(vcpu)
 
     def inject(self, vcpu: int, vector: int) -> None:
         self._vm.signal_msi(vcpu, vector)
@@ -216,7 +225,10 @@ class KvmMachine:
     # For the VCPUs' threads: processor.Exits
 
     def hypercall(self, vcpu_index: int, nr: int, args: tuple[int, ...], bits: int) -> int:
-        return self._xen.hypercall(vcpu_index, nr, args, bits)
+        result = self._xen.hypercall(vcpu_index, nr, args, bits)
+        if vcpu_index in self._owed:
+            self._pay([vcpu_index])
+        return result
 
     def started(self, vcpu: int) -> None:
         self._xen.check_upcall(vcpu)
@@ -238,6 +250,22 @@ class KvmMachine:
     def _xen(self) -> XenSide:
         assert self._domain is not None, "the machine runs before attach()"
         return self._domain
+
+    def _pay(self, vcpus: Iterable[int]) -> None:
+        """Try the upcalls again that were lost."""
+        with self._xen.lock:
+            for vcpu in vcpus:
+                self._owed.discard(vcpu)
+                self._xen.check_upcall(vcpu)
+
+    def _pay_all(self) -> None:
+        """The same for those that make no hypercalls; less and less often, as a VCPU may be off for good."""
+        with self._xen.lock:
+            retry_ns = min(2 * self._retry_ns, _LAST_RETRY_NS)
+            self._pay(list(self._owed))
+            if self._owed:
+                self._retry_ns = retry_ns
+                self._retry.arm(retry_ns)
 
     def _expired(self, vcpu: int) -> Callable[[], None]:
         return lambda: self._xen.timer_expired(vcpu)

@@ -19,6 +19,8 @@ from pyxen.hypervisor.memory import PAGE_SIZE, BadAddress, GuestMemory
 _HYPERCALL_OUT: Final = 1 | 4 << 8 | hypercall_sites.PORT << 16
 _CS_LONG: Final = 19  # struct kvm_sregs: cs.l
 _SS_DPL: Final = 5 * 24 + 16  # ss.dpl, the current privilege level
+_ZEROS: Final = frozenset({0x40, 0x41, 0x42, acpi.SLEEP_STATUS_PORT})
+"""Ports that read as 0. Linux asks the timer chip's counters fifty thousand times whether they are at 255 still."""
 _MASK_32: Final = 0xFFFFFFFF
 _MASK_64: Final = (1 << 64) - 1
 _EPERM: Final = 1
@@ -209,7 +211,7 @@ class Processor:
     def _port(self) -> None:
         is_out, port, size, data = self.kvm.io()
         if not is_out:
-            data[:] = b"\xff" * len(data) if port != acpi.SLEEP_STATUS_PORT else bytes(len(data))
+            data[:] = bytes(len(data)) if port in _ZEROS else b"\xff" * len(data)
         elif port == acpi.SLEEP_CONTROL_PORT and size == 1 and data[0] & acpi.SOFT_OFF == acpi.SOFT_OFF:
             self._exits.switched_off()
 
