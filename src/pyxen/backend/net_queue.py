@@ -68,7 +68,8 @@ class NetQueue:
                 self._sleep()
         except (RingError, GrantError) as error:
             why = str(error)
-            self._call_soon(lambda: self._fail(why))
+            # By then the front end may have connected anew, with another queue.
+            self._call_soon(lambda: None if self._stopping else self._fail(why))
 
     def _receive(self) -> None:
         try:

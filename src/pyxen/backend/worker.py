@@ -57,7 +57,8 @@ class Worker:
                 self._work()
         except (RingError, GrantError) as error:
             why = str(error)
-            self._call_soon(lambda: self._fail(why))
+            # By then the front end may have connected anew, with another worker.
+            self._call_soon(lambda: None if self._stopping else self._fail(why))
 
     def _work(self) -> None:
         while not self._stopping:

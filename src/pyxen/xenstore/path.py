@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from pyxen.hypervisor.abi.xs_wire import ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX, Error
 from pyxen.xenstore.errors import XsError
@@ -30,7 +31,8 @@ def parse(raw: bytes, domid: int) -> Path:
         return ()
     if _NAMES.fullmatch(b"/" + raw if relative else raw) is None or raw.startswith(b"@"):
         raise XsError(Error.EINVAL, "path")
-    names = tuple(raw.decode("ascii").split("/"))
+    # The same few names come again and again, and are kept in nodes, watches and transactions.
+    names = tuple(map(sys.intern, raw.decode("ascii").split("/")))
     return home(domid) + names if relative else names[1:]
 
 

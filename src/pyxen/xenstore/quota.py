@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """For each unprivileged domain. The numbers are those of Xen's own stores."""
+    """For each unprivileged domain. The numbers are those of Xen's own stores, if nothing else is said."""
 
     nodes: int = 1000
+    depth: int = 128
+    """Names in a path. Xen has no such limit, but then a path of 3,072 bytes may cost 100 KiB in many places."""
     value_bytes: int = 2048
     perms: int = 5
     watches: int = 128

@@ -79,7 +79,17 @@ def _change(connection: Connection, transaction: Transaction | None, change: Cha
 
 
 def _path(connection: Connection, raw: bytes) -> Path:
-    return path.parse(raw, connection.caller.domid)
+    return _checked(connection, path.parse(raw, connection.domid))
+
+
+def _watched(connection: Connection, raw: bytes) -> Path:
+    return _checked(connection, path.parse_watched(raw, connection.domid))
+
+
+def _checked(connection: Connection, where: Path) -> Path:
+    if connection.domid != 0 and len(where) > connection.store.quota.depth:
+        raise XsError(Error.EINVAL, "path too deep")
+    return where
 
 
 def _directory(connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
@@ -112,7 +122,7 @@ def _read(connection: Connection, transaction: Transaction | None, payload: byte
 
 def _get_perms(connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
     (raw,) = _strings(payload, 1)
-    where = path.parse_watched(raw, connection.caller.domid)
+    where = _watched(connection, raw)
     special = connection.store.special.get(where)
     if special is not None and not connection.caller.privileged:
         raise XsError(Error.EACCES)
@@ -122,7 +132,7 @@ def _get_perms(connection: Connection, transaction: Transaction | None, payload:
 
 def _set_perms(connection: Connection, transaction: Transaction | None, payload: bytes) -> bytes:
     raw, *entries = _strings(payload)
-    where = path.parse_watched(raw, connection.caller.domid)
+    where = _watched(connection, raw)
     new = perms.parse(entries)
     caller, quota = connection.caller, connection.store.quota
     if where in connection.store.special:
@@ -176,7 +186,7 @@ def _watch(connection: Connection, _: Transaction | None, payload: bytes) -> byt
     raw, token, *rest = _at_least_two(payload)
     if len(rest) > 1:
         raise XsError(Error.EINVAL)
-    where = path.parse_watched(raw, connection.caller.domid)
+    where = _watched(connection, raw)
     relative = not raw.startswith((b"/", b"@"))
     watch = Watch(where, token, _number(rest[0]) if rest else None, relative)
     connection.store.watch(connection, watch)
@@ -186,7 +196,7 @@ def _watch(connection: Connection, _: Transaction | None, payload: bytes) -> byt
 
 def _unwatch(connection: Connection, _: Transaction | None, payload: bytes) -> bytes:
     raw, token = _strings(payload, 2)
-    connection.store.unwatch(connection, path.parse_watched(raw, connection.caller.domid), token)
+    connection.store.unwatch(connection, _watched(connection, raw), token)
     return _OK
 
 

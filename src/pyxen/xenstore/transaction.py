@@ -46,13 +46,11 @@ class Transaction:
 
     def see(self, path: Path, aspect: Aspect) -> None:
         """Remember that the outcome depends on this; raises XsError ENOSPC when the transaction grows too large."""
-        self._seen.add((path, aspect))
+        depth, _ = self._base.nearest(path)
         # The right to touch a node, or what is said of its absence, comes from the nearest one that exists.
-        depth = len(path)
-        self._seen.add((path, Aspect.PERMS))
-        while depth and self._base.find(path[:depth]) is None:
-            depth -= 1
-            self._seen.add((path[:depth], Aspect.PERMS))
+        self._seen.add((path[:depth], Aspect.PERMS))
+        # If that one's child on the way is still missing, so is all below.
+        self._seen.add((path, aspect) if depth == len(path) else (path[: depth + 1], Aspect.PERMS))
         self._check_size()
 
     def change(self, change: Change, generation: int) -> None:

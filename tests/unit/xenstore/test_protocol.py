@@ -187,6 +187,7 @@ def test_a_guest_cannot_take_more_than_its_quota() -> None:
     assert refused(lambda: guest.write("data/more", b"")) is Error.ENOSPC
     guest.rm("data/0")
     guest.write("data/more", b"")
+    assert refused(lambda: guest.write("data" + "/a" * quota.depth, b"")) is Error.EINVAL
     transactions = [guest.begin() for _ in range(quota.transactions)]
     assert refused(guest.begin) is Error.ENOSPC
     guest.end(transactions[0], commit=False)
