@@ -106,7 +106,8 @@ def _arguments(
         *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "pc,usb=off,hpet=off,vmport=off,graphics=off"),
         *("-accel", f"tcg,thread={'multi' if cpus <= len(os.sched_getaffinity(0)) else 'single'}"),
-        *("-cpu", "max", "-smp", str(cpus), "-m", str(memory_mib)),
+        # Without XSAVE: TCG does not tell a hypervisor of XSETBV, so guests inside would find sizes that are wrong.
+        *("-cpu", "max,-xsave", "-smp", str(cpus), "-m", str(memory_mib)),
         *("-bios", str(QBOOT), "-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
         *("-append", f"{_CMDLINE} {words}"),
     ]

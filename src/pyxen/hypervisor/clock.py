@@ -10,6 +10,7 @@ import ctypes
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from pyxen.hypervisor import machine_code
@@ -17,6 +18,7 @@ from pyxen.hypervisor.builder.cpuid import tsc_scale
 from pyxen.hypervisor.machine import PvClock
 
 _TSC_STABLE: Final = 1
+_CLOCKSOURCE: Final = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _U64: Final = (1 << 64) - 1
 
 
@@ -32,6 +34,14 @@ def host_tsc() -> int:
     return _rdtsc()()
 
 
+def _host_trusts_tsc() -> bool:
+    """Do all CPUs' counters agree, as far as the host knows? KVM itself goes by its choice of clock."""
+    try:
+        return _CLOCKSOURCE.read_text().strip() == "tsc"
+    except OSError:
+        return False
+
+
 class GuestClock:
     """Starts at 0. ``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴."""
 
@@ -39,7 +49,7 @@ class GuestClock:
         self.offsets = offsets
         self._rdtsc = _rdtsc()
         self._shift, self._mul = tsc_scale(tsc_khz)
-        self._flags = _TSC_STABLE if len(set(offsets)) == 1 else 0
+        self._flags = _TSC_STABLE if len(set(offsets)) == 1 and _host_trusts_tsc() else 0
         self._start = self._rdtsc()
 
     def now_ns(self) -> int:

@@ -1,4 +1,4 @@
-"""One domain's process: ``python -m pyxen.hypervisor DIRECTORY/monitor``.
+"""One domain's process: ``python -m pyxen.hypervisor DIRECTORY/monitor [--paused]``.
 
 DIRECTORY is as engine.contract says; the argument's last part names no file, it tells this process from others. The
 process stays when its guest has stopped, for whoever wants its memory, and ends when told to: by SIGTERM or "quit".
