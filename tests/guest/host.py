@@ -34,6 +34,10 @@ class Host:
         self.root.chmod(0o711)
         self.environ = {**os.environ, "PYXEN_ROOT": str(self.root)}
         self.environ.pop("XM_SERVER", None)
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """The state's folder, with the images built before in it."""
         (self.root / "state").mkdir(mode=0o711)
         for name in ("images", "kernels"):
             (CACHE / name).mkdir(parents=True, exist_ok=True)

@@ -8,19 +8,17 @@ behind it, and the offsets tell. What is typed goes into the FIFO ``console.in``
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 from pathlib import Path
 
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.space import punch
 from pyxen.errors import Conflict, ResourceExhausted
 
 REPLAY_BYTES = 64 * 1024
 KEPT_BYTES = 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
-_FALLOC_FL_KEEP_SIZE = 0x01  # linux/falloc.h
-_FALLOC_FL_PUNCH_HOLE = 0x02
 
 
 class ConsoleView:
@@ -133,7 +131,7 @@ class Console:
         if keep_from <= self._start or not self._punchable:
             return
         try:
-            _punch(self._fd, self._start, keep_from - self._start)
+            punch(self._fd, self._start, keep_from - self._start)
         except OSError:
             self._punchable = False
         else:
@@ -245,12 +243,3 @@ def _first_kept(fd: int) -> int:
         if error.errno == errno.ENXIO:  # no data up to the end
             return os.fstat(fd).st_size
         return 0
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    """fallocate(2): free the blocks of a range, keep the file's size."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

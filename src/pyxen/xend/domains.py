@@ -82,7 +82,11 @@ class Domains:
         record = Record(uuid=config.uuid, name=config.name, config=config, created_at=now(), managed=request.managed)
         if request.managed:
             self._registry.records[record.uuid] = record
-            await self._life.store.save(record)
+            try:
+                await self._life.store.save(record)
+            except BaseException:
+                self._registry.forget(record.uuid)
+                raise
             self._life.tell("domain-defined", record)
             return self._with_warnings(record, warnings)
         async with self._registry.lock(record.uuid):
@@ -106,8 +110,7 @@ class Domains:
                     f"Domain '{record.name}' is paused and can't hear a shutdown request",
                     hint=f"xm unpause {record.name} first, or xm destroy {record.name}",
                 )
-            record.intended = reason
-            await self._life.store.save(record)
+            await self._change(record, intended=reason)
             self._life.tell("domain-shutdown-requested", record, reason=reason)
             await self._life.ask(record, live, reason)
         return self._registry.view(record)
@@ -117,8 +120,7 @@ class Domains:
         async with self._registry.lock(record.uuid):
             if record.phase is Phase.HALTED or self._registry.records.get(record.uuid) is None:
                 raise Conflict(f"Domain '{record.name}' is not running")
-            record.intended = "destroy"
-            await self._life.store.save(record)
+            await self._change(record, intended="destroy")
             last = self._registry.view(record)
             await self._life.end(record, ShutdownReason.DESTROYED)
         last.shutdown_reason, last.domid = ShutdownReason.DESTROYED, None
@@ -137,9 +139,8 @@ class Domains:
             if name == record.name:
                 return self._registry.view(record)
             self._check_free(name, None)
-            previous, record.name = record.name, name
-            record.config = msgspec.structs.replace(record.config, name=name)
-            await self._life.store.save(record)
+            previous = record.name
+            await self._change(record, name=name, config=msgspec.structs.replace(record.config, name=name))
             live = self._registry.live.get(record.uuid)
             if live is not None:
                 live.spec = msgspec.structs.replace(
@@ -232,6 +233,18 @@ class Domains:
                 hint=f"Start it: xm start {record.name}" if record.managed else None,
             )
         return live
+
+    async def _change(self, record: Record, **values: object) -> None:
+        """Set attributes of the record and write it; if it can't be written they are as before."""
+        before = {key: getattr(record, key) for key in values}
+        for key, value in values.items():
+            setattr(record, key, value)
+        try:
+            await self._life.store.save(record)
+        except BaseException:
+            for key, value in before.items():
+                setattr(record, key, value)
+            raise
 
     def _check_free(self, name: str, uuid: str | None) -> None:
         if name in DOMAIN_0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import uuid as uuids
@@ -25,6 +26,7 @@ from pyxen.config.model import Action, DomainConfig
 from pyxen.engine.choose import choose
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.space import reserve
 from pyxen.errors import PyxenError, ResourceExhausted
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
@@ -36,6 +38,7 @@ from pyxen.xend.settings import Settings
 from pyxen.xend.store import Origin, Phase, Record, Store
 
 _KEPT_CONSOLE_BYTES = 64 * 1024
+_EVENTS_BYTES = 64 * 1024
 _FIRST_REPEAT_S = 3.0
 
 
@@ -109,6 +112,7 @@ class Life:
         """
         record.origin = origin
         prepared: Prepared | None = None
+        process: RunningDomain | None = None
         try:
             # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
@@ -124,12 +128,15 @@ class Life:
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
             directory = await asyncio.to_thread(self._make_directory, spec)
             process = await engine.start(spec, directory, paused=paused)
+            record.phase, record.origin, record.engine = Phase.RUNNING, None, engine.name
+            record.started_at, record.intended = now(), None
+            await self.store.save(record)
         except BaseException as error:
+            if process is not None:
+                await process.destroy()
+                process.close()
             await self._undo(record, prepared, error)
             raise
-        record.phase, record.origin, record.engine = Phase.RUNNING, None, engine.name
-        record.started_at, record.intended = now(), None
-        await self.store.save(record)
         self._hold(record, spec, process)
         self.tell("domain-started", record, paused=paused, engine=engine.name)
         return [*warnings, *prepared.warnings, *process.info.warnings]
@@ -150,10 +157,13 @@ class Life:
             (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
             (directory / "domain.json").chmod(0o600)
             (directory / "console.log").touch(mode=0o600)
-            (directory / "events").touch(mode=0o600)
+            _make_events(directory / "events")
             os.mkfifo(directory / "console.in", 0o600)
         except OSError as error:
-            raise ResourceExhausted(f"cannot make the folder {directory}: {error.strerror}") from error
+            raise ResourceExhausted(
+                f"cannot make the folder {directory}: {error.strerror}",
+                hint=f"See what room there is: df -h {self.roots.domains}",
+            ) from error
         return directory
 
     async def _undo(self, record: Record, prepared: Prepared | None, error: BaseException) -> None:
@@ -163,7 +173,10 @@ class Life:
         for path in prepared.made if prepared else ():
             path.unlink(missing_ok=True)
         self.log.warning("domain not started", name=record.name, domid=domid, error=str(error))
-        await self.retire(record)
+        try:
+            await self.retire(record)
+        except PyxenError as second:  # the next start of xend finds the record and no domain, and removes it
+            self.log.error("record not removed", name=record.name, domid=domid, error=str(second))
         self.tell("domain-start-failed", record, reason=str(error))
 
     def sweep(self, directory: Path) -> None:
@@ -279,8 +292,8 @@ class Life:
             record.started_at, record.intended = None, None
             await self.store.save(record)
         else:
-            await self.store.delete(record.uuid)
             self.registry.forget(record.uuid)
+            await self.store.delete(record.uuid)
 
     async def _restart(self, record: Record, *, asked: bool) -> None:
         """Start the domain again, under a new id; refuse one that stops as soon as it has started."""
@@ -365,6 +378,21 @@ class Life:
             self.log.error("core not dumped", name=record.name, error=str(error))
         else:
             self.tell("domain-dumped", record, path=str(path))
+
+
+def _make_events(path: Path) -> None:
+    """The file in which the monitor writes what happens to the guest. A full disk must not hide an end: it has room.
+
+    Raises OSError, also where there is none now.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        reserve(fd, _EVENTS_BYTES)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    finally:
+        os.close(fd)
 
 
 def _meant(record: Record, stopped: Stopped) -> ShutdownReason:

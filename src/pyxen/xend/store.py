@@ -11,6 +11,7 @@ happened is on the disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -90,6 +91,7 @@ class Record:
     last_reason: ShutdownReason | None = None
 
 
+_ROOM_PAGES = 128
 _COLUMNS = (
     "uuid", "name", "managed", "config", "phase", "origin", "domid", "engine",
     "created_at", "started_at", "intended", "restart_count", "restarted_at", "last_reason",
@@ -171,7 +173,8 @@ class Store:
             return await asyncio.get_running_loop().run_in_executor(self._thread, step)
         except sqlite3.OperationalError as error:
             raise ResourceExhausted(
-                f"cannot write {self._path}: {error}", hint="Is the disk full or read-only?"
+                f"cannot write {self._path}: {error}",
+                hint=f"Is the disk full or read-only? See: df -h {self._path.parent}",
             ) from error
 
     def _open(self) -> None:
@@ -192,6 +195,8 @@ class Store:
                 )
             for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                 database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+            with contextlib.suppress(sqlite3.OperationalError):
+                _make_room(database)
         except sqlite3.DatabaseError as error:
             database.close()
             raise PyxenError(
@@ -210,6 +215,19 @@ class Store:
         self._db.execute(
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
         )
+
+
+def _make_room(database: sqlite3.Connection) -> None:
+    """Take disk space now for what must be written when the disk is full: the ends of domains, above all.
+
+    The pages of the dropped table stay with the database; those of the log are used over and over, since a
+    checkpoint comes long before its end. Raises OperationalError if there is no room; all works without it too.
+    """
+    database.executescript(
+        f"PRAGMA wal_autocheckpoint = {_ROOM_PAGES // 4};"
+        f"CREATE TABLE room AS SELECT zeroblob({_ROOM_PAGES} * 4096) AS filler;"
+        "DROP TABLE room;"
+    )
 
 
 def _row(record: Record) -> tuple[object, ...]:

@@ -170,7 +170,7 @@ async def test_without_holes_the_file_is_kept(guest: Guest, console: Console, mo
     def refuse(fd: int, offset: int, length: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(module, "_punch", refuse)
+    monkeypatch.setattr(module, "punch", refuse)
     guest.prints(b"x" * 4 * MIB)
     console.trim()
     console.trim()
