@@ -1,4 +1,4 @@
-"""``python -m pyxen.hypervisor DIRECTORY/monitor [--paused]``: one domain's process."""
+"""One domain's process: see process."""
 
 from __future__ import annotations
 

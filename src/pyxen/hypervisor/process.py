@@ -1,4 +1,4 @@
-"""One domain's process: ``python -m pyxen.hypervisor DIRECTORY/monitor [--paused]``.
+"""One domain's process: ``python -m pyxen.hypervisor DIRECTORY/monitor``; see ``--help`` for what else it takes.
 
 DIRECTORY is as engine.contract says; the argument's last part names no file, it tells this process from others. The
 process stays when its guest has stopped, for whoever wants its memory, and ends when told to: by SIGTERM or "quit".
@@ -6,6 +6,7 @@ process stays when its guest has stopped, for whoever wants its memory, and ends
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -18,6 +19,7 @@ from pyxen.errors import Conflict, InvalidRequest
 from pyxen.hypervisor.abi.sched import SHUTDOWN_CRASH
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.control import Control
+from pyxen.hypervisor.devices import Devices, Sources
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.events import Events
 from pyxen.hypervisor.kvm_machine import KvmMachine
@@ -37,7 +39,7 @@ _ORDERS = ("poweroff", "reboot", "halt", "suspend")
 class DomainProcess:
     """A domain, its machine, its files. Everything but ``_guest_stopped`` and ``_failed`` is for the main thread."""
 
-    def __init__(self, directory: Path, spec: DomainSpec) -> None:
+    def __init__(self, directory: Path, spec: DomainSpec, sources: Sources) -> None:
         """Make everything, run nothing yet. Raises PyxenError."""
         self.spec = spec
         self.stop_reason: str | None = None
@@ -51,6 +53,11 @@ class DomainProcess:
         self._terminal = Terminal(self.domain, console, self._log, directory / "console.in", self.loop)
         self._open_store(directory, store)
         self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
+        self._devices = Devices(self.local, self.domain, self.loop.call_soon, sources)
+        for disk in spec.config.disk:
+            self._devices.attach_disk(disk)
+        for number, vif in enumerate(spec.config.vif):
+            self._devices.attach_vif(number, vif)
         self._control = Control(directory / "control.sock", self.loop, self._commands())
 
     def _build(self) -> tuple[KvmMachine, Domain]:
@@ -102,6 +109,7 @@ class DomainProcess:
     def close(self) -> None:
         """End the guest; take its last words."""
         self.machine.close()
+        self._devices.close()
         self._terminal.close()
         self._listener.close()
         self._control.close()
@@ -197,11 +205,15 @@ class DomainProcess:
 
 def main(argv: list[str]) -> None:
     """The process, from its start to its end. Raises PyxenError."""
-    if not argv:
-        raise InvalidRequest("usage: python -m pyxen.hypervisor DIRECTORY/monitor [--paused]")
-    directory = Path(argv[0]).parent
+    options = _parser().parse_args(argv)
+    directory = options.monitor.parent
     os.umask(0o077)
-    process = DomainProcess(directory, load(directory / "domain.json"))
+    sources = Sources(
+        nbd={vdev: Path(path) for vdev, path in options.nbd},
+        taps={int(number): int(fd) for number, fd in options.tap},
+        streams={int(number): int(fd) for number, fd in options.stream},
+    )
+    process = DomainProcess(directory, load(directory / "domain.json"), sources)
 
     def quit_soon(number: int, frame: FrameType | None) -> None:
         process.loop.call_soon(process.quit)
@@ -209,4 +221,26 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, quit_soon)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.closing(process):
-        process.run(paused="--paused" in argv[1:])
+        process.run(paused=options.paused)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pyxen.hypervisor", description="One domain's process.")
+    parser.add_argument("monitor", type=Path, help="DIRECTORY/monitor: the domain's folder, and a name for no file")
+    parser.add_argument("marker", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("--paused", action="store_true", help="wait for the order to unpause")
+
+    def pairs(option: str, metavar: str, text: str) -> None:
+        parser.add_argument(option, type=_pair, action="append", default=[], metavar=metavar, help=text)
+
+    pairs("--nbd", "VDEV=SOCKET", "a disk is served there")
+    pairs("--tap", "NUMBER=FD", "a vif's tap device")
+    pairs("--stream", "NUMBER=FD", "a vif's stream of frames")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return key, value
