@@ -92,6 +92,8 @@ class Layout(Generic[T]):
                 raise TypeError(f"{cls.__name__}.{name} does not say how it is stored")
             kinds[name] = kind
         self.name = cls.__name__
+        self.names = tuple(kinds)
+        """Of the fields, in order."""
         self._make: Callable[..., T] = cls
         self._modes = {64: _Mode(kinds, 64), 32: _Mode(kinds, 32)}
         self.size64 = self._modes[64].size
@@ -102,6 +104,10 @@ class Layout(Generic[T]):
 
     def offset(self, bits: int, field: str) -> int:
         return self._modes[bits].offsets[field]
+
+    def width(self, bits: int, field: str) -> int:
+        """The field's own size in bytes."""
+        return self._modes[bits].fields[field].size
 
     def unpack(self, data: bytes | bytearray | memoryview, bits: int, at: int = 0) -> T:
         """The structure at ``at`` of ``data``, copied once."""
