@@ -184,9 +184,9 @@ class Domain:
     def place_shared_info(self, gfn: int, bits: int) -> None:
         """Show shared_info at ``gfn``, in the layout of a ``bits`` guest."""
         if self.shared_info.gfn != gfn:
-            self.shared_info.set_bits(bits)
             self._move_shared_info(self.page(gfn), gfn)
-            self.show_clocks()
+        self.shared_info.set_bits(bits)
+        self.show_clocks()
 
     def hide_shared_info(self) -> None:
         """Take shared_info out of the guest's memory again."""

@@ -121,7 +121,6 @@ class Hostile(ScriptedGuest):
         self.memory.add(0, memoryview(self.guarded)[GUARD : GUARD + SIZE])
         assert isinstance(self.memory, GuestMemory)
         self.backends: list[BackendPort] = []
-        self.machine.unmapped = {rng.randrange(SIZE // PAGE) for _ in range(8)}
         self.actions: list[Callable[[], object]] = [
             self.bind,
             self.notify,
@@ -132,6 +131,7 @@ class Hostile(ScriptedGuest):
             lambda: self.domain.check_upcall(rng.randrange(len(self.domain.vcpus))),
         ]
         self.place_shared_info()
+        self.machine.unmapped = {rng.randrange(SIZE // PAGE) for _ in range(8)}
 
     def number(self) -> int:
         """One that is likely to mean something, or to be at an edge."""
