@@ -39,7 +39,11 @@ def test_a_debian_lives_on_its_own_disk(host: Host) -> None:
     console.sendline("poweroff")
     console.expect(r"Domain deb has ended \(poweroff\)")
     assert host.domains() == {}
-    host.xm(*create)
+    host.xm("create", "-p", *create[1:])
+    host.xm("rename", "deb", "debbie")
+    host.xm("destroy", "debbie")
+    host.xm(*create[:2], "name=debbie", *create[3:], "extra=hostname=deb")
+    host.xm("rename", "debbie", "deb")
     console = log_in(host)
     assert type_line(console, "cat /root/note", PROMPT) == "what was written stays"
     assert type_line(console, "cat /etc/machine-id", PROMPT) == identity

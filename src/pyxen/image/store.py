@@ -77,7 +77,7 @@ class ImageStore:
         if record is None:
             present = ", ".join(image.name for image in self.list()) or "none"
             hint = f"Build it: xm image build {name}" if name in _RECIPES else f"There are: {present}"
-            raise NotFound(f"there is no image '{name}' (images: {present})", hint=hint)
+            raise NotFound(f"there is no image '{name}'", hint=hint)
         return self._image(name, record)
 
     def buildable(self) -> Names:
@@ -136,7 +136,7 @@ class ImageStore:
 
         base = Path(image.root_disk)
         used = base.parent / "used"
-        link = used / hashlib.sha256(os.fsencode(disk.absolute())).hexdigest()[:16]
+        link = used / _link_name(disk)
         temporary = disk.with_name(f".{disk.name}.{secrets.token_hex(4)}")
         try:
             disk.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +162,12 @@ class ImageStore:
             raise storage_error(error, disk) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def follow(self, disk: Path, new: Path) -> None:
+        """Note that the layer ``disk`` is now also known as ``new``, so that its base is kept for that name too."""
+        for link in self.images.glob(f"*/*/used/{_link_name(disk)}"):
+            with contextlib.suppress(FileExistsError):
+                link.with_name(_link_name(new)).symlink_to(new.absolute())
 
     def _recipe(self, name: str) -> Recipe:
         if name not in _RECIPES:
@@ -280,6 +286,10 @@ def _check_options(name: str, recipe: Recipe, options: Mapping[str, str]) -> dic
         known = ", ".join(recipe.OPTIONS) or "none"
         raise InvalidRequest(f"image '{name}' has no option '{unknown[0]}'", hint=f"Its options: {known}")
     return {**recipe.OPTIONS, **options}
+
+
+def _link_name(disk: Path) -> str:
+    return hashlib.sha256(os.fsencode(disk.absolute())).hexdigest()[:16]
 
 
 def _in_use(build: Path) -> bool:

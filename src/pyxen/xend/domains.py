@@ -12,8 +12,9 @@ import msgspec
 from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
-from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import host
+from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.console import Console
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
@@ -139,13 +140,15 @@ class Domains:
             if name == record.name:
                 return self._registry.view(record)
             self._check_free(name, None)
-            previous = record.name
-            await self._change(record, name=name, config=msgspec.structs.replace(record.config, name=name))
-            live = self._registry.live.get(record.uuid)
-            if live is not None:
-                live.spec = msgspec.structs.replace(
-                    live.spec, config=msgspec.structs.replace(live.spec.config, name=name)
-                )
+            previous, config = record.name, record.config
+            with taken_along(previous, name, config.image, self._life.roots, self._life.images) as moved:
+                await self._change(record, name=name, config=msgspec.structs.replace(config, name=name))
+            if (live := self._registry.live.get(record.uuid)) is not None:
+                live.spec = respelled(live.spec, name, moved)
+                try:
+                    await asyncio.to_thread(self._life.write_spec, live.spec)
+                except PyxenError as error:  # only a later xend would read it, for the disks' names
+                    self._life.log.warning("new name not written", name=name, error=str(error))
             self._life.tell("domain-renamed", record, previous=previous)
         return self._registry.view(record)
 
@@ -160,7 +163,7 @@ class Domains:
                     else f"It is not managed: it goes away by itself when it stops (xm destroy {record.name}).",
                 )
             await self._life.store.delete(record.uuid)
-            (self._life.roots.state / "nvram" / f"{record.uuid}.fd").unlink(missing_ok=True)
+            variables(record.name, self._life.roots).unlink(missing_ok=True)
             self._registry.forget(record.uuid)
             self._life.tell("domain-deleted", record)
 

@@ -28,6 +28,7 @@ from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.space import reserve
 from pyxen.errors import PyxenError, ResourceExhausted
+from pyxen.image.files import write_file
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
 from pyxen.xend.console import Console
@@ -74,12 +75,10 @@ class Life:
     def tell(self, kind: str, record: Record, reason: str | None = None, **data: object) -> None:
         """Publish an event about a domain, and log it."""
         self.events.publish(kind, domid=record.domid, name=record.name, uuid=record.uuid, reason=reason, **data)
+        said = {"domid": record.domid, "name": record.name, "reason": reason, **data}
         self.log.info(
             kind.replace("-", " "),
-            domid=record.domid,
-            name=record.name,
-            **({"reason": reason} if reason else {}),
-            **data,
+            **{key: value for key, value in said.items() if value not in (None, "")},
         )
 
     def spawn(self, step: Coroutine[Any, Any, None]) -> None:
@@ -154,8 +153,7 @@ class Life:
         try:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(mode=0o700, parents=True)
-            (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
-            (directory / "domain.json").chmod(0o600)
+            self.write_spec(spec)
             (directory / "console.log").touch(mode=0o600)
             _make_events(directory / "events")
             os.mkfifo(directory / "console.in", 0o600)
@@ -165,6 +163,10 @@ class Life:
                 hint=f"See what room there is: df -h {self.roots.domains}",
             ) from error
         return directory
+
+    def write_spec(self, spec: DomainSpec) -> None:
+        """Write the folder's domain.json, all at once. Raises PyxenError."""
+        write_file(self.directory(spec.domid) / "domain.json", [msgspec.json.encode(spec)], mode=0o600)
 
     async def _undo(self, record: Record, prepared: Prepared | None, error: BaseException) -> None:
         domid = record.domid

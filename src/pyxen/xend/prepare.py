@@ -33,6 +33,7 @@ from pyxen.errors import ConfigError, Conflict, NotFound, ResourceExhausted
 from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
+from pyxen.xend.belongings import root_layer, variables
 
 XEN_OUI = (0x00, 0x16, 0x3E)
 OVMF_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd", "/usr/share/OVMF/OVMF_VARS.fd")
@@ -258,7 +259,7 @@ def _root_disk(
     first = "xvda" if config.type is DomainType.PVH else "vda"
     if any(disk.vdev in ("xvda", "vda", "sda", "hda") for disk in disks):
         return disks
-    layer = roots.disks / f"{config.name}-{image.name}.qcow2"
+    layer = root_layer(config.name, image.name, roots)
     roots.disks.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = not layer.exists()
     images.overlay(image, layer)
@@ -268,10 +269,10 @@ def _root_disk(
 
 
 def _nvram(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
-    """The domain's own copy of the UEFI variables, kept by its UUID."""
+    """The domain's own copy of the UEFI variables."""
     if config.type is not DomainType.HVM or config.firmware is not Firmware.UEFI:
         return None
-    path = roots.state / "nvram" / f"{config.uuid}.fd"
+    path = variables(config.name, roots)
     if not path.exists():
         template = next((each for each in OVMF_VARS if Path(each).exists()), None)
         if template is None:
