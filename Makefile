@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-.PHONY: help run setup fmt lint type test unit guest bench docs lock clean
+.PHONY: help run setup fmt lint type test unit guest testhost-shell bench docs lock clean
 
 help:
 	@printf '%s\n' 'make run    boot a Debian kernel as a domain, with its console in front of you' \
@@ -36,11 +36,15 @@ unit: $(STAMP)
 	$(VENV)/bin/pytest tests/unit -n 2
 
 guest: $(STAMP)
-	$(VENV)/bin/pytest tests/guest
+	$(VENV)/bin/pytest tests/guest tests/testhost
 
 test: lint type
 	$(VENV)/bin/pytest tests/unit -n 2
-	$(VENV)/bin/pytest tests/guest
+	$(VENV)/bin/pytest tests/guest tests/testhost
+
+# A shell in the machine that the hypervisor is tested on: QEMU with a KVM of its own inside.
+testhost-shell: $(STAMP)
+	$(PY) -m tests.testhost
 
 bench: $(STAMP)
 	$(PY) -m bench

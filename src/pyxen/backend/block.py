@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pyxen.abi import blkif as abi
+from pyxen.abi.blkif import VDisk
 from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.disk import Disk
 from pyxen.backend.granted import GrantedPages
@@ -11,8 +13,6 @@ from pyxen.backend.guest import CallSoon, Guest
 from pyxen.backend.ring import BackRing
 from pyxen.backend.worker import Worker
 from pyxen.backend.xenbus import Address, Device, DeviceError, Frontend
-from pyxen.hypervisor.abi import blkif as abi
-from pyxen.hypervisor.abi.blkif import VDisk
 from pyxen.xenstore.local import Local
 
 _RING_ORDER_MAX = 4

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pyxen.abi import blkif as abi
+from pyxen.abi.blkif import Operation, Status
 from pyxen.backend.disk import Disk
 from pyxen.backend.granted import GrantedPages
 from pyxen.backend.guest import GrantError
 from pyxen.backend.ring import BackRing
 from pyxen.backend.segments import BadRequest, Transfer, parse
-from pyxen.hypervisor.abi import blkif as abi
-from pyxen.hypervisor.abi.blkif import Operation, Status
 
 _WRITES = (Operation.WRITE, Operation.WRITE_BARRIER)
 

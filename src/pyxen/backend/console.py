@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pyxen.hypervisor.abi import console_ring as abi
+from pyxen.abi import console_ring as abi
 
 _TYPED_MAX = 64 * 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pyxen.hypervisor.abi.grant_table import GrantError as GrantError
+from pyxen.abi.grant_table import GrantError as GrantError
 
 
 class Port(Protocol):

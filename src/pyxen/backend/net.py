@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pyxen.abi import netif as abi
 from pyxen.backend.guest import CallSoon, Guest
 from pyxen.backend.link import Link
 from pyxen.backend.net_queue import NetQueue
@@ -11,7 +12,6 @@ from pyxen.backend.net_rx import Abilities, RxQueue
 from pyxen.backend.net_tx import Credit, TxQueue
 from pyxen.backend.ring import BackRing
 from pyxen.backend.xenbus import Address, Device, DeviceError, Frontend
-from pyxen.hypervisor.abi import netif as abi
 from pyxen.xenstore.local import Local
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyxen.abi import netif as abi
+from pyxen.abi.io_ring import PAGE_SIZE
+from pyxen.abi.netif import ExtraType, GsoType, RxFlag, Status
 from pyxen.backend.guest import GrantError, Grants
 from pyxen.backend.link import FRAME_MAX, Link, Offload
 from pyxen.backend.ring import BackRing
-from pyxen.hypervisor.abi import netif as abi
-from pyxen.hypervisor.abi.io_ring import PAGE_SIZE
-from pyxen.hypervisor.abi.netif import ExtraType, GsoType, RxFlag, Status
 
 _FRAMES_AT_ONCE = 64
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pyxen.abi import netif as abi
+from pyxen.abi.io_ring import PAGE_SIZE
+from pyxen.abi.netif import ExtraType, GsoType, Status, TxFlag
 from pyxen.backend.guest import GrantError, Grants
 from pyxen.backend.headers import HEADERS_MAX
 from pyxen.backend.link import Link, Offload
 from pyxen.backend.ring import BackRing, RingError
-from pyxen.hypervisor.abi import netif as abi
-from pyxen.hypervisor.abi.io_ring import PAGE_SIZE
-from pyxen.hypervisor.abi.netif import ExtraType, GsoType, Status, TxFlag
 
 _ETHERNET_HEADER = 14
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from pyxen.hypervisor.abi import io_ring as abi
+from pyxen.abi import io_ring as abi
 
 
 class RingError(Exception):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyxen.hypervisor.abi import blkif as abi
-from pyxen.hypervisor.abi.blkif import Operation
+from pyxen.abi import blkif as abi
+from pyxen.abi.blkif import Operation
 
 _INDIRECT_MAX = abi.MAX_INDIRECT_PAGES * abi.SEGMENTS_PER_INDIRECT_PAGE
 ReadPage = Callable[[int], bytes]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyxen.abi.errno import XenError
+from pyxen.abi.xenbus import XenbusState
 from pyxen.backend.guest import GrantError
-from pyxen.hypervisor.abi.errno import XenError
-from pyxen.hypervisor.abi.xenbus import XenbusState
 from pyxen.xenstore.local import Local
 
 

@@ -6,7 +6,7 @@ written, as by Xen: guests don't expect a refusal here.
 
 from __future__ import annotations
 
-from pyxen.hypervisor.abi.vcpu import (
+from pyxen.abi.vcpu import (
     RUNSTATE_INFO,
     RUNSTATE_OFFLINE,
     RUNSTATE_RUNNING,

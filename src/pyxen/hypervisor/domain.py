@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from pyxen.hypervisor.abi import hvm
-from pyxen.hypervisor.abi.errno import EFAULT, EINVAL, ENOSYS, XenError
-from pyxen.hypervisor.abi.event_channel import VIRQ_DEBUG, VIRQ_TIMER
-from pyxen.hypervisor.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
-from pyxen.hypervisor.abi.sched import SHUTDOWN_WATCHDOG
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF, PAGE_SIZE, TIME, VCPU_INFO_SIZE
-from pyxen.hypervisor.abi.vcpu import RUNSTATE_RUNNING, VCPU_TIME_INFO, VcpuTimeInfo
+from pyxen.abi import hvm
+from pyxen.abi.errno import EFAULT, EINVAL, ENOSYS, XenError
+from pyxen.abi.event_channel import VIRQ_DEBUG, VIRQ_TIMER
+from pyxen.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
+from pyxen.abi.sched import SHUTDOWN_WATCHDOG
+from pyxen.abi.shared_info import DOMID_SELF, PAGE_SIZE, TIME, VCPU_INFO_SIZE
+from pyxen.abi.vcpu import RUNSTATE_RUNNING, VCPU_TIME_INFO, VcpuTimeInfo
 from pyxen.hypervisor.atomic import SharedPage
 from pyxen.hypervisor.evtchn import EventChannels
 from pyxen.hypervisor.grants import DEFAULT_MAX_FRAMES, GrantTable

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from pyxen.hypervisor.abi.sched import (
+from pyxen.abi.sched import (
     SHUTDOWN_CRASH,
     SHUTDOWN_POWEROFF,
     SHUTDOWN_REBOOT,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Final
 
-from pyxen.hypervisor.abi.errno import EBUSY, EINVAL, ERANGE, XenError
-from pyxen.hypervisor.abi.grant_table import (
+from pyxen.abi.errno import EBUSY, EINVAL, ERANGE, XenError
+from pyxen.abi.grant_table import (
     BAD_COPY_ARG,
     BAD_GNTREF,
     BAD_PAGE,
@@ -33,7 +33,7 @@ from pyxen.hypervisor.abi.grant_table import (
     V2_PER_FRAME,
     GrantError,
 )
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.atomic import SharedPage
 from pyxen.hypervisor.memory import BadAddress, GuestMemory
 from pyxen.hypervisor.shared_info import private_page

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Final, Protocol
 
+from pyxen.abi.hvm import PARAM_TRIPLE_FAULT_REASON
+from pyxen.abi.sched import SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT
+from pyxen.abi.vcpu import VcpuContext
 from pyxen.errors import PyxenError
-from pyxen.hypervisor.abi.hvm import PARAM_TRIPLE_FAULT_REASON
-from pyxen.hypervisor.abi.sched import SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT
-from pyxen.hypervisor.abi.vcpu import VcpuContext
 from pyxen.hypervisor.builder import cpuid, entry, layout
 from pyxen.hypervisor.builder.build import Built, pages
 from pyxen.hypervisor.clock import GuestClock, host_tsc

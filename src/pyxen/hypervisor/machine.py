@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from pyxen.hypervisor.abi.vcpu import VcpuContext
+from pyxen.abi.vcpu import VcpuContext
 
 
 class PvClock(NamedTuple):

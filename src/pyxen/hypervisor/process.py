@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from pyxen.abi.sched import SHUTDOWN_CRASH
 from pyxen.errors import Conflict, InvalidRequest
-from pyxen.hypervisor.abi.sched import SHUTDOWN_CRASH
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.devices import Devices, Sources

@@ -7,9 +7,9 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final, Protocol
 
+from pyxen.abi.cpuid import HYPERCALL_MSR
+from pyxen.abi.vcpu import VcpuContext
 from pyxen.errors import PyxenError
-from pyxen.hypervisor.abi.cpuid import HYPERCALL_MSR
-from pyxen.hypervisor.abi.vcpu import VcpuContext
 from pyxen.hypervisor.builder import acpi, entry, hypercall_sites
 from pyxen.hypervisor.kvm import KvmVcpu
 from pyxen.hypervisor.kvm.uapi import RUN_UNION, Exit, MpState, Register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi.shared_info import PAGE_SIZE
 
 
 class Reservation:

@@ -5,7 +5,7 @@ Until the guest places it (XENMEM_add_to_physmap) it is a page of our own, so th
 
 from __future__ import annotations
 
-from pyxen.hypervisor.abi.shared_info import (
+from pyxen.abi.shared_info import (
     LAYOUT_64,
     LAYOUTS,
     LEGACY_MAX_VCPUS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyxen.hypervisor.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
+from pyxen.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
 from pyxen.hypervisor.spec import DomainSpec
 from pyxen.xenstore.local import Local
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.event_channel import NR_VIRQS
-from pyxen.hypervisor.abi.shared_info import UPCALL_PENDING
-from pyxen.hypervisor.abi.vcpu import VcpuContext
+from pyxen.abi.event_channel import NR_VIRQS
+from pyxen.abi.shared_info import UPCALL_PENDING
+from pyxen.abi.vcpu import VcpuContext
 from pyxen.hypervisor.areas import RunstateArea, TimeArea
 from pyxen.hypervisor.atomic import SharedPage
 

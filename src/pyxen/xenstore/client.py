@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyxen.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
 from pyxen.errors import EngineError, Unavailable
-from pyxen.hypervisor.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
 from pyxen.xenstore.errors import XsError
 
 _ATTEMPTS = 100

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from pyxen.hypervisor.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
+from pyxen.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
 from pyxen.xenstore.errors import ProtocolError, XsError
 from pyxen.xenstore.operations import Caller
 from pyxen.xenstore.path import Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 
 
 class XsError(Exception):

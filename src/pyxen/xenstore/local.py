@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 from pyxen.xenstore import operations, path, perms
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.operations import Caller

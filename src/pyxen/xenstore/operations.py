@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.path import Path
 from pyxen.xenstore.perms import Access, Perms

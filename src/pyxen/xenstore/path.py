@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from pyxen.hypervisor.abi.xs_wire import ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX, Error
+from pyxen.abi.xs_wire import ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX, Error
 from pyxen.xenstore.errors import XsError
 
 Path = tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.xs_wire import (
+from pyxen.abi.xs_wire import (
     FEATURE_ERROR,
     FEATURE_RECONNECTION,
     FEATURE_WATCH_DEPTH,

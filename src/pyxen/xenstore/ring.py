@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyxen.hypervisor.abi import xs_wire as wire
+from pyxen.abi import xs_wire as wire
 from pyxen.xenstore.connection import Connection
 from pyxen.xenstore.errors import ProtocolError
 from pyxen.xenstore.store import Store

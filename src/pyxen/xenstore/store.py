@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.path import SPECIAL, Path
 from pyxen.xenstore.perms import Access, Perms

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.path import Path
 from pyxen.xenstore.tree import Node, Tree

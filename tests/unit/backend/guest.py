@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from pyxen.abi.errno import EINVAL, XenError
 from pyxen.backend.guest import GrantError
-from pyxen.hypervisor.abi.errno import EINVAL, XenError
 from pyxen.hypervisor.memory import BadAddress, GuestMemory
 from pyxen.xenstore.local import Local
 from pyxen.xenstore.store import Store

@@ -13,6 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxen.abi import blkif as abi
+from pyxen.abi.blkif import Operation, Status
+from pyxen.abi.xenbus import XenbusState
 from pyxen.backend.block import Vbd, attach, describe, vdev_number
 from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.disk import Disk, RawDisk
@@ -22,9 +25,6 @@ from pyxen.backend.nbd import NbdDisk
 from pyxen.backend.ring import BackRing
 from pyxen.backend.xenbus import Address, Device, introduce
 from pyxen.errors import EngineError, NotFound, Unavailable, Unsupported
-from pyxen.hypervisor.abi import blkif as abi
-from pyxen.hypervisor.abi.blkif import Operation, Status
-from pyxen.hypervisor.abi.xenbus import XenbusState
 from tests.unit.backend.guest import PAGE, FrontRing, ScriptedGuest
 
 SIZE = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxen.abi import console_ring as abi
 from pyxen.backend.console import Console
-from pyxen.hypervisor.abi import console_ring as abi
 
 
 class Guest:

@@ -16,6 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxen.abi import netif as abi
+from pyxen.abi.netif import ExtraType, RxFlag, Status, TxFlag
+from pyxen.abi.xenbus import XenbusState
 from pyxen.backend import headers
 from pyxen.backend.link import FRAME_MAX, PLAIN, Link, Offload, StreamLink, TapLink, vnet_header
 from pyxen.backend.net import attach, describe
@@ -23,9 +26,6 @@ from pyxen.backend.net_rx import Abilities, RxQueue
 from pyxen.backend.net_tx import Credit, TxQueue
 from pyxen.backend.ring import BackRing, RingError
 from pyxen.backend.xenbus import Address, introduce
-from pyxen.hypervisor.abi import netif as abi
-from pyxen.hypervisor.abi.netif import ExtraType, RxFlag, Status, TxFlag
-from pyxen.hypervisor.abi.xenbus import XenbusState
 from tests.unit.backend.guest import PAGE, FrontRing, ScriptedGuest
 
 MAC = "00:16:3e:00:00:01"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxen.abi import io_ring
 from pyxen.backend.ring import BackRing, RingError
-from pyxen.hypervisor.abi import io_ring
 from tests.unit.backend.guest import FrontRing
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from pyxen.abi import blkif, netif
+from pyxen.abi import event_channel as evtchn
+from pyxen.abi import hypercall as nr
+from pyxen.abi.memory import ADD_TO_PHYSMAP, ADD_TO_PHYSMAP_ARG, SPACE_GRANT_TABLE, AddToPhysmap
+from pyxen.abi.shared_info import DOMID_SELF
 from pyxen.backend import block, net
 from pyxen.backend.disk import RawDisk
 from pyxen.backend.xenbus import Address, introduce
-from pyxen.hypervisor.abi import blkif, netif
-from pyxen.hypervisor.abi import event_channel as evtchn
-from pyxen.hypervisor.abi import hypercall as nr
-from pyxen.hypervisor.abi.memory import ADD_TO_PHYSMAP, ADD_TO_PHYSMAP_ARG, SPACE_GRANT_TABLE, AddToPhysmap
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
 from pyxen.xenstore.local import Local
 from pyxen.xenstore.store import Store
 from tests.unit.backend.guest import PATIENCE_S, FrontRing

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from pyxen.abi.xenbus import XenbusState
 from pyxen.backend.xenbus import Address, Device, DeviceError, Frontend, introduce
-from pyxen.hypervisor.abi.xenbus import XenbusState
 from pyxen.xenstore.errors import XsError
 from tests.unit.backend.guest import ScriptedGuest
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from pyxen.abi import sched
 from pyxen.api import ShutdownReason
 from pyxen.engine.events import EventLog
 from pyxen.errors import Conflict
-from pyxen.hypervisor.abi import sched
 from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.events import Events
 from pyxen.hypervisor.loop import Loop

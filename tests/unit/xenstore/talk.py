@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyxen.hypervisor.abi.xs_wire import HEADER, Error, Op
+from pyxen.abi.xs_wire import HEADER, Error, Op
 from pyxen.xenstore.connection import Connection
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.store import Store

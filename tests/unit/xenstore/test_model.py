@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pyxen.hypervisor.abi.xs_wire import Error
+from pyxen.abi.xs_wire import Error
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.store import Store
 from tests.unit.xenstore.talk import Party

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxen.hypervisor.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
+from pyxen.abi.xs_wire import HEADER, PAYLOAD_MAX, Error, Op
 from pyxen.xenstore.connection import Connection
 from pyxen.xenstore.errors import ProtocolError, XsError
 from pyxen.xenstore.quota import Quota

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxen.hypervisor.abi import xs_wire as wire
-from pyxen.hypervisor.abi.xs_wire import HEADER, Op
+from pyxen.abi import xs_wire as wire
+from pyxen.abi.xs_wire import HEADER, Op
 from pyxen.xenstore.local import Local
 from pyxen.xenstore.ring import Ring
 from pyxen.xenstore.store import Store

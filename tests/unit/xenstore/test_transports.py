@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyxen.abi.xs_wire import HEADER, Error
 from pyxen.errors import Unavailable
-from pyxen.hypervisor.abi.xs_wire import HEADER, Error
 from pyxen.xenstore.client import StoreClient
 from pyxen.xenstore.errors import XsError
 from pyxen.xenstore.listener import Listener

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyxen.abi import start_info as abi
+from pyxen.abi.start_info import MEMMAP_ENTRY, MODULE, START_INFO, StartInfo
 from pyxen.errors import ConfigError, ResourceExhausted, Unsupported
-from pyxen.hypervisor.abi import start_info as abi
-from pyxen.hypervisor.abi.start_info import MEMMAP_ENTRY, MODULE, START_INFO, StartInfo
 from pyxen.hypervisor.builder import acpi, hypercall_sites, layout
 from pyxen.hypervisor.memory import PAGE_SIZE, BadAddress, GuestMemory
 from pyxen.image import elf

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from pyxen.hypervisor.abi import cpuid as abi
+from pyxen.abi import cpuid as abi
 from pyxen.hypervisor.kvm import CpuidEntry
 from pyxen.hypervisor.kvm.uapi import CPUID_INDEX_COUNTS
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyxen.hypervisor.abi.vcpu import Context32, Context64, VcpuContext
+from pyxen.abi.vcpu import Context32, Context64, VcpuContext
 from pyxen.hypervisor.kvm import Segment, SpecialRegisters
 from pyxen.hypervisor.kvm.uapi import Register
 

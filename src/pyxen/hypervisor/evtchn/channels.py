@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pyxen.hypervisor.abi.errno import (
+from pyxen.abi.errno import (
     EBUSY,
     EEXIST,
     EINVAL,
@@ -24,14 +24,14 @@ from pyxen.hypervisor.abi.errno import (
     ESRCH,
     XenError,
 )
-from pyxen.hypervisor.abi.event_channel import (
+from pyxen.abi.event_channel import (
     FIFO_CONTROL_SIZE,
     FIFO_PRIORITY_DEFAULT,
     NR_VIRQS,
     PER_DOMAIN_VIRQS,
     PER_VCPU_VIRQS,
 )
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.atomic import SharedPage
 from pyxen.hypervisor.evtchn.fifo import Fifo
 from pyxen.hypervisor.evtchn.two_level import TwoLevel

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.errno import EINVAL, ENOSPC, XenError
-from pyxen.hypervisor.abi.event_channel import (
+from pyxen.abi.errno import EINVAL, ENOSPC, XenError
+from pyxen.abi.event_channel import (
     FIFO_BUSY,
     FIFO_CONTROL_HEADS,
     FIFO_CONTROL_READY,
@@ -23,7 +23,7 @@ from pyxen.hypervisor.abi.event_channel import (
     FIFO_WORDS_PER_PAGE,
     MAX_PORTS_FIFO,
 )
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.atomic import SharedPage
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import hypercall as nr
-from pyxen.hypervisor.abi.errno import EPERM
+from pyxen.abi import hypercall as nr
+from pyxen.abi.errno import EPERM
 from pyxen.hypervisor.hypercalls import (
     console_io,
     event_channel_op,

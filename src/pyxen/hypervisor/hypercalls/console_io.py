@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.errno import ENOSYS
-from pyxen.hypervisor.abi.hypercall import CONSOLE_READ, CONSOLE_WRITE
+from pyxen.abi.errno import ENOSYS
+from pyxen.abi.hypercall import CONSOLE_READ, CONSOLE_WRITE
 from pyxen.hypervisor.hypercalls import guest
 
 if TYPE_CHECKING:

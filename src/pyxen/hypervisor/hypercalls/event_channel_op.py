@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import event_channel as abi
-from pyxen.hypervisor.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH, XenError
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
+from pyxen.abi import event_channel as abi
+from pyxen.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH, XenError
+from pyxen.abi.shared_info import DOMID_SELF
 from pyxen.hypervisor.evtchn import BackendPort, State
 from pyxen.hypervisor.hypercalls import guest
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from pyxen.hypervisor.abi import grant_table as abi
-from pyxen.hypervisor.abi.errno import E2BIG, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenError
-from pyxen.hypervisor.abi.layout import Layout
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi import grant_table as abi
+from pyxen.abi.errno import E2BIG, EINVAL, ENOSYS, EOPNOTSUPP, ESRCH, XenError
+from pyxen.abi.layout import Layout
+from pyxen.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.grants import window
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress

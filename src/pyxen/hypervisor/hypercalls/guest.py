@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pyxen.hypervisor.abi.layout import Layout
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi.layout import Layout
+from pyxen.abi.shared_info import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.vcpu import Vcpu

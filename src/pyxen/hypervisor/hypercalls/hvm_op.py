@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import hvm as abi
-from pyxen.hypervisor.abi.errno import EEXIST, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
+from pyxen.abi import hvm as abi
+from pyxen.abi.errno import EEXIST, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
 from pyxen.hypervisor.hypercalls import guest
 
 if TYPE_CHECKING:

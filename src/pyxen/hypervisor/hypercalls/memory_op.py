@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import memory as abi
-from pyxen.hypervisor.abi.errno import EFAULT, EINVAL, ENOBUFS, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
+from pyxen.abi import memory as abi
+from pyxen.abi.errno import EFAULT, EINVAL, ENOBUFS, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.errno import E2BIG, EFAULT, ENOSYS, XenError
-from pyxen.hypervisor.abi.hypercall import MULTICALL_ENTRY
+from pyxen.abi.errno import E2BIG, EFAULT, ENOSYS, XenError
+from pyxen.abi.hypercall import MULTICALL_ENTRY
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress
 

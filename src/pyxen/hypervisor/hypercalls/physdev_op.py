@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.errno import ENOSYS
+from pyxen.abi.errno import ENOSYS
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.vcpu import Vcpu

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import sched as abi
-from pyxen.hypervisor.abi.errno import EEXIST, EINVAL, ENOSYS, EPERM, ESRCH, XenError
-from pyxen.hypervisor.abi.vcpu import RUNSTATE_BLOCKED, RUNSTATE_RUNNING
+from pyxen.abi import sched as abi
+from pyxen.abi.errno import EEXIST, EINVAL, ENOSYS, EPERM, ESRCH, XenError
+from pyxen.abi.vcpu import RUNSTATE_BLOCKED, RUNSTATE_RUNNING
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.timers import WATCHDOGS
 

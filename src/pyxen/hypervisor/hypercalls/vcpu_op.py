@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import vcpu as abi
-from pyxen.hypervisor.abi.errno import (
+from pyxen.abi import vcpu as abi
+from pyxen.abi.errno import (
     EBUSY,
     EEXIST,
     EINVAL,
@@ -16,8 +16,8 @@ from pyxen.hypervisor.abi.errno import (
     ETIME,
     XenError,
 )
-from pyxen.hypervisor.abi.sched import SHUTDOWN_POWEROFF
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE, VCPU_INFO_SIZE
+from pyxen.abi.sched import SHUTDOWN_POWEROFF
+from pyxen.abi.shared_info import PAGE_SIZE, VCPU_INFO_SIZE
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress
 

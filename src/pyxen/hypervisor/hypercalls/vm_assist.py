@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi.errno import EINVAL, ENOSYS
-from pyxen.hypervisor.abi.hypercall import VM_ASSIST_DISABLE, VM_ASSIST_ENABLE, VM_ASSIST_RUNSTATE_UPDATE_FLAG
+from pyxen.abi.errno import EINVAL, ENOSYS
+from pyxen.abi.hypercall import VM_ASSIST_DISABLE, VM_ASSIST_ENABLE, VM_ASSIST_RUNSTATE_UPDATE_FLAG
 
 if TYPE_CHECKING:
     from pyxen.hypervisor.vcpu import Vcpu

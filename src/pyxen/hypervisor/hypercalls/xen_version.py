@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyxen.hypervisor.abi import version as abi
-from pyxen.hypervisor.abi.cpuid import VERSION
-from pyxen.hypervisor.abi.errno import EINVAL, ENODATA, ENOSYS, EPERM
-from pyxen.hypervisor.abi.features import PVH_DOMU
-from pyxen.hypervisor.abi.shared_info import PAGE_SIZE
+from pyxen.abi import version as abi
+from pyxen.abi.cpuid import VERSION
+from pyxen.abi.errno import EINVAL, ENODATA, ENOSYS, EPERM
+from pyxen.abi.features import PVH_DOMU
+from pyxen.abi.shared_info import PAGE_SIZE
 from pyxen.hypervisor.hypercalls import guest
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pyxen.abi import start_info as abi
 from pyxen.errors import ConfigError, Unsupported
-from pyxen.hypervisor.abi import start_info as abi
 from pyxen.hypervisor.builder import acpi, layout
 from pyxen.hypervisor.builder.build import Built, allocate, build, memory_map
 from pyxen.hypervisor.builder.hypercall_sites import trap

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import event_channel as abi
-from pyxen.hypervisor.abi.errno import XenError
-from pyxen.hypervisor.abi.hvm import EVTCHN_UPCALL_VECTOR_ARG, SET_EVTCHN_UPCALL_VECTOR, EvtchnUpcallVector
-from pyxen.hypervisor.abi.hypercall import EVENT_CHANNEL_OP, EVENT_CHANNEL_OP_COMPAT, HVM_OP
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF, LAYOUTS
+from pyxen.abi import errno
+from pyxen.abi import event_channel as abi
+from pyxen.abi.errno import XenError
+from pyxen.abi.hvm import EVTCHN_UPCALL_VECTOR_ARG, SET_EVTCHN_UPCALL_VECTOR, EvtchnUpcallVector
+from pyxen.abi.hypercall import EVENT_CHANNEL_OP, EVENT_CHANNEL_OP_COMPAT, HVM_OP
+from pyxen.abi.shared_info import DOMID_SELF, LAYOUTS
 from tests.unit.hypervisor.hypercalls.scripted import DOMID, NOWHERE, ScriptedGuest
 
 

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import event_channel as abi
-from pyxen.hypervisor.abi.hypercall import EVENT_CHANNEL_OP
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
+from pyxen.abi import errno
+from pyxen.abi import event_channel as abi
+from pyxen.abi.hypercall import EVENT_CHANNEL_OP
+from pyxen.abi.shared_info import DOMID_SELF
 from tests.unit.hypervisor.hypercalls.scripted import PAGE, ScriptedGuest
 
 PENDING = 1 << abi.FIFO_PENDING

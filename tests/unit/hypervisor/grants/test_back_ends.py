@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pyxen.hypervisor.abi import grant_table as abi
-from pyxen.hypervisor.abi.grant_table import GrantError
+from pyxen.abi import grant_table as abi
+from pyxen.abi.grant_table import GrantError
 from pyxen.hypervisor.atomic import SharedPage
 from pyxen.hypervisor.grants import GrantTable
 from tests.unit.hypervisor.hypercalls.scripted import PAGE, ScriptedGuest

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import grant_table as abi
-from pyxen.hypervisor.abi.hypercall import GRANT_TABLE_OP
-from pyxen.hypervisor.abi.layout import Layout
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
+from pyxen.abi import errno
+from pyxen.abi import grant_table as abi
+from pyxen.abi.hypercall import GRANT_TABLE_OP
+from pyxen.abi.layout import Layout
+from pyxen.abi.shared_info import DOMID_SELF
 from pyxen.hypervisor.hypercalls.grant_table_op import MAX_COUNT
 from tests.unit.hypervisor.hypercalls.scripted import DOMID, NOWHERE, PAGE, ScriptedGuest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyxen.hypervisor.abi import vcpu as abi
+from pyxen.abi import vcpu as abi
 
 LONG_MODE = abi.Context64(
     rax=1,

@@ -10,11 +10,11 @@ import itertools
 import mmap
 from typing import Any, TypeVar
 
-from pyxen.hypervisor.abi import hypercall as nr
-from pyxen.hypervisor.abi.layout import Layout
-from pyxen.hypervisor.abi.memory import ADD_TO_PHYSMAP, ADD_TO_PHYSMAP_ARG, SPACE_SHARED_INFO, AddToPhysmap
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
-from pyxen.hypervisor.abi.vcpu import VcpuContext
+from pyxen.abi import hypercall as nr
+from pyxen.abi.layout import Layout
+from pyxen.abi.memory import ADD_TO_PHYSMAP, ADD_TO_PHYSMAP_ARG, SPACE_SHARED_INFO, AddToPhysmap
+from pyxen.abi.shared_info import DOMID_SELF
+from pyxen.abi.vcpu import VcpuContext
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.machine import PvClock
 from pyxen.hypervisor.memory import BadAddress, GuestMemory

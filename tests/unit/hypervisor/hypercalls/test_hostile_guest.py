@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from pyxen.hypervisor.abi import event_channel, grant_table, hvm, memory, sched, vcpu
-from pyxen.hypervisor.abi import hypercall as nr
-from pyxen.hypervisor.abi.errno import XenError
-from pyxen.hypervisor.abi.grant_table import GrantError
-from pyxen.hypervisor.abi.layout import Layout
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
+from pyxen.abi import event_channel, grant_table, hvm, memory, sched, vcpu
+from pyxen.abi import hypercall as nr
+from pyxen.abi.errno import XenError
+from pyxen.abi.grant_table import GrantError
+from pyxen.abi.layout import Layout
+from pyxen.abi.shared_info import DOMID_SELF
 from pyxen.hypervisor.evtchn import BackendPort
 from pyxen.hypervisor.hypercalls import TABLE
 from pyxen.hypervisor.memory import GuestMemory

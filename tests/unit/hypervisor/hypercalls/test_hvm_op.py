@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import hvm as abi
-from pyxen.hypervisor.abi.hypercall import HVM_OP
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF
+from pyxen.abi import errno
+from pyxen.abi import hvm as abi
+from pyxen.abi.hypercall import HVM_OP
+from pyxen.abi.shared_info import DOMID_SELF
 from tests.unit.hypervisor.hypercalls.scripted import DOMID, NOWHERE, OUTSIDE, ScriptedGuest
 
 

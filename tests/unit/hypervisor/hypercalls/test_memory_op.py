@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import memory as abi
-from pyxen.hypervisor.abi.hypercall import MEMORY_OP
-from pyxen.hypervisor.abi.shared_info import DOMID_SELF, LAYOUTS
+from pyxen.abi import errno
+from pyxen.abi import memory as abi
+from pyxen.abi.hypercall import MEMORY_OP
+from pyxen.abi.shared_info import DOMID_SELF, LAYOUTS
 from pyxen.hypervisor.hypercalls.memory_op import MAX_PAGES
 from tests.unit.hypervisor.hypercalls.scripted import DOMID, NOWHERE, OUTSIDE, PAGE, SIZE, ScriptedGuest
 

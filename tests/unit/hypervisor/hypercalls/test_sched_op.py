@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import sched as abi
-from pyxen.hypervisor.abi.hypercall import SCHED_OP
-from pyxen.hypervisor.abi.vcpu import RUNSTATE_BLOCKED
+from pyxen.abi import errno
+from pyxen.abi import sched as abi
+from pyxen.abi.hypercall import SCHED_OP
+from pyxen.abi.vcpu import RUNSTATE_BLOCKED
 from pyxen.hypervisor.evtchn import BackendPort
 from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, ScriptedGuest
 

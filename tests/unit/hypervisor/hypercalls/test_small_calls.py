@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import hypercall as nr
-from pyxen.hypervisor.abi import version as abi
-from pyxen.hypervisor.abi.features import PVH_DOMU
+from pyxen.abi import errno
+from pyxen.abi import hypercall as nr
+from pyxen.abi import version as abi
+from pyxen.abi.features import PVH_DOMU
 from pyxen.hypervisor.hypercalls.console_io import MAX_WRITE
 from pyxen.hypervisor.hypercalls.multicall import MAX_CALLS
 from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, SIZE, ScriptedGuest

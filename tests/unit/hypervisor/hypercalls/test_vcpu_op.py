@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen.hypervisor.abi import errno
-from pyxen.hypervisor.abi import vcpu as abi
-from pyxen.hypervisor.abi.event_channel import BIND_VIRQ, BIND_VIRQ_ARG, VIRQ_TIMER, BindVirq
-from pyxen.hypervisor.abi.hypercall import (
+from pyxen.abi import errno
+from pyxen.abi import vcpu as abi
+from pyxen.abi.event_channel import BIND_VIRQ, BIND_VIRQ_ARG, VIRQ_TIMER, BindVirq
+from pyxen.abi.hypercall import (
     EVENT_CHANNEL_OP,
     SET_TIMER_OP,
     VCPU_OP,
@@ -16,7 +16,7 @@ from pyxen.hypervisor.abi.hypercall import (
     VM_ASSIST_ENABLE,
     VM_ASSIST_RUNSTATE_UPDATE_FLAG,
 )
-from pyxen.hypervisor.abi.sched import SHUTDOWN_POWEROFF
+from pyxen.abi.sched import SHUTDOWN_POWEROFF
 from tests.unit.hypervisor.hypercalls.registers import FLAT, LONG_MODE
 from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, PAGE, SIZE, ScriptedGuest
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyxen.hypervisor.abi.vcpu import Context32
+from pyxen.abi.vcpu import Context32
 from pyxen.hypervisor.builder import acpi, entry
 from pyxen.hypervisor.builder.hypercall_sites import PORT
 from pyxen.hypervisor.kvm import Kvm, Vm

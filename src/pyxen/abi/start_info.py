@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U32, Layout, U64Aligned
+from pyxen.abi.layout import U32, Layout, U64Aligned
 
 MAGIC: Final = 0x336EC578
 VERSION: Final = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U16, U32, U64, Layout, Pointer
+from pyxen.abi.layout import U16, U32, U64, Layout, Pointer
 
 YIELD: Final = 0
 BLOCK: Final = 1

@@ -6,7 +6,7 @@ import struct
 from enum import IntEnum
 from typing import Annotated, NamedTuple
 
-from pyxen.hypervisor.abi.layout import I16, U8, U16, U64, Layout, byte_string
+from pyxen.abi.layout import I16, U8, U16, U64, Layout, byte_string
 
 SECTOR_SIZE = 512
 SECTORS_PER_PAGE = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U8, U16, U32, U64, Layout, U64Aligned
+from pyxen.abi.layout import U8, U16, U32, U64, Layout, U64Aligned
 
 SET_PARAM: Final = 0
 GET_PARAM: Final = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U16, U32, Layout, Pointer, ULong
+from pyxen.abi.layout import U16, U32, Layout, Pointer, ULong
 
 INCREASE_RESERVATION: Final = 0
 DECREASE_RESERVATION: Final = 1

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pyxen.hypervisor.abi import (
+from pyxen.abi import (
     event_channel,
     features,
     grant_table,
@@ -19,8 +19,8 @@ from pyxen.hypervisor.abi import (
     vcpu,
     version,
 )
-from pyxen.hypervisor.abi.cpuid import leaves
-from pyxen.hypervisor.abi.layout import U8, U16, U32, U64, Layout, Pointer, U64Aligned, ULong
+from pyxen.abi.cpuid import leaves
+from pyxen.abi.layout import U8, U16, U32, U64, Layout, Pointer, U64Aligned, ULong
 
 SIZES: list[tuple[Layout[Any], int, int]] = [
     (event_channel.BIND_INTERDOMAIN_ARG, 12, 12),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import I32, U8, U16, U32, U64, Layout
+from pyxen.abi.layout import I32, U8, U16, U32, U64, Layout
 
 INITIALISE: Final = 0
 UP: Final = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U8, U16, U32, U64, Layout, byte_string
+from pyxen.abi.layout import U8, U16, U32, U64, Layout, byte_string
 
 BIND_INTERDOMAIN: Final = 0
 BIND_VIRQ: Final = 1

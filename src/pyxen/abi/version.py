@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import U32, Layout
+from pyxen.abi.layout import U32, Layout
 
 VERSION: Final = 0
 EXTRAVERSION: Final = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import Layout, ULong
+from pyxen.abi.layout import Layout, ULong
 
 PLATFORM_OP: Final = 7
 MEMORY_OP: Final = 12

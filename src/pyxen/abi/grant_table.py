@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, NamedTuple
 
-from pyxen.hypervisor.abi.layout import I16, U16, U32, U64, Kind, Layout, Pointer, U64Aligned, ULong
+from pyxen.abi.layout import I16, U16, U32, U64, Kind, Layout, Pointer, U64Aligned, ULong
 
 MAP_GRANT_REF: Final = 0
 UNMAP_GRANT_REF: Final = 1
