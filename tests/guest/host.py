@@ -121,7 +121,6 @@ class Host:
 
     def stop(self) -> list[str]:
         """End everything; what was left that shouldn't have been."""
-        self.try_run("xm", "destroy", "--all")
         for name in self._names():
             self.try_run("xm", "destroy", name)
         self.try_run("xend", "stop")

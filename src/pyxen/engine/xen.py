@@ -11,7 +11,7 @@ import msgspec
 
 from pyxen import __version__
 from pyxen.api import EngineInfo
-from pyxen.config.model import DomainConfig, DomainType
+from pyxen.config.model import DiskFormat, DomainConfig, DomainType
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
@@ -21,6 +21,7 @@ from pyxen.errors import Conflict, EngineError, Unsupported
 
 _READY_S = 30.0
 _ANSWER_S = 30.0
+_QCOW2 = (".qcow2", ".qcow")
 
 
 class XenDomain(ProcessDomain):
@@ -79,10 +80,15 @@ class XenEngine:
     def check(self, config: DomainConfig) -> list[str]:
         if config.type is not DomainType.PVH:
             raise Unsupported(f"the Xen engine runs pvh domains, '{config.name}' is {config.type.value}")
-        if config.disk or config.vif:
+        if config.vif:
             raise Unsupported(
-                f"the Xen engine has no disks and networks yet, '{config.name}' wants some",
+                f"the Xen engine has no networks yet, '{config.name}' wants one",
                 hint="Leave engine=xen out: QEMU has them.",
+            )
+        if any(disk.format is DiskFormat.QCOW2 or disk.target.endswith(_QCOW2) for disk in config.disk):
+            raise Unsupported(
+                f"the Xen engine reads raw disks only, '{config.name}' has a qcow2 one",
+                hint="Leave engine=xen out: QEMU reads it.",
             )
         return []
 

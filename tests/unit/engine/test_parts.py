@@ -35,6 +35,7 @@ from pyxen.engine.qemu.launch import kvm_group, openable
 from pyxen.engine.qemu.networks import check_networks, check_ports, describe
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.qemu.words import translate
+from pyxen.engine.xen import XenEngine
 from pyxen.errors import ConfigError, Conflict, EngineError, PyxenError, ResourceExhausted, Unsupported
 
 
@@ -318,3 +319,22 @@ def test_who_may_use_kvm(tmp_path: Path, mode: int, gid: int, group: int | None)
     if os.geteuid() == 0:
         os.chown(device, 0, gid)
     assert kvm_group(device) == group
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"type": DomainType.HVM}, "runs pvh domains"),
+        ({"vif": (Vif(),)}, "no networks yet"),
+        ({"disk": (Disk(vdev="xvda", target="/a.qcow2"),)}, "raw disks only"),
+        ({"disk": (Disk(vdev="xvda", target="/a", format=DiskFormat.QCOW2),)}, "raw disks only"),
+    ],
+)
+def test_the_xen_engine_says_what_it_lacks(tmp_path: Path, keys: dict[str, object], words: str) -> None:
+    with pytest.raises(Unsupported, match=words):
+        XenEngine(tmp_path, None).check(DomainConfig(name="x", **keys))  # type: ignore[arg-type]
+
+
+def test_the_xen_engine_takes_raw_disks(tmp_path: Path) -> None:
+    disk = Disk(vdev="xvda", target="/a", format=DiskFormat.RAW)
+    assert XenEngine(tmp_path, None).check(DomainConfig(name="x", disk=(disk,))) == []  # type: ignore[arg-type]
