@@ -335,6 +335,7 @@ def test_the_xen_engine_says_what_it_lacks(tmp_path: Path, keys: dict[str, objec
         XenEngine(tmp_path, None).check(DomainConfig(name="x", **keys))  # type: ignore[arg-type]
 
 
-def test_the_xen_engine_takes_raw_disks(tmp_path: Path) -> None:
+def test_the_xen_engine_takes_raw_disks_and_says_that_it_is_not_confined(tmp_path: Path) -> None:
     disk = Disk(vdev="xvda", target="/a", format=DiskFormat.RAW)
-    assert XenEngine(tmp_path, None).check(DomainConfig(name="x", disk=(disk,))) == []  # type: ignore[arg-type]
+    (warning,) = XenEngine(tmp_path, None).check(DomainConfig(name="x", disk=(disk,)))  # type: ignore[arg-type]
+    assert "not confined" in warning
