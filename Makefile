@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 
-.PHONY: help run setup fmt lint type test unit guest testhost-shell bench docs lock clean
+.PHONY: help run setup fmt lint type test unit guest testhost testhost-shell bench docs lock clean
 
 help:
 	@printf '%s\n' 'make run    boot a Debian kernel as a domain, with its console in front of you' \
@@ -36,11 +36,15 @@ unit: $(STAMP)
 	$(VENV)/bin/pytest tests/unit -n 2
 
 guest: $(STAMP)
-	$(VENV)/bin/pytest tests/guest tests/testhost
+	$(VENV)/bin/pytest tests/guest
 
 test: lint type
 	$(VENV)/bin/pytest tests/unit -n 2
-	$(VENV)/bin/pytest tests/guest tests/testhost
+	$(VENV)/bin/pytest tests/guest
+
+# The hypervisor with a KVM that works. Not part of `test` yet: docs/roadmap.md says why.
+testhost: $(STAMP)
+	$(VENV)/bin/pytest tests/testhost
 
 # A shell in the machine that the hypervisor is tested on: QEMU with a KVM of its own inside.
 testhost-shell: $(STAMP)
