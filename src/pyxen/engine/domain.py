@@ -127,6 +127,17 @@ class ProcessDomain:
         if not self.alive:
             raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
 
+    async def settle(self, timeout_s: float, *, paused: bool) -> None:
+        """Wait until it is ready and, unless ``paused``, its guest runs; on an error nothing of it is left."""
+        try:
+            await self.ready(timeout_s)
+            if not paused:
+                await self.wait_paused(False)
+        except BaseException:
+            await self.destroy()
+            self.close()
+            raise
+
     async def wait_paused(self, paused: bool) -> None:
         """Wait until the events say that the guest is (not) paused, or has stopped.
 

@@ -147,14 +147,7 @@ class FakeEngine:
         )
         save_info(directory, info)
         domain = FakeDomain(spec, directory, pid, self._watcher(), info)
-        try:
-            await domain.ready(_READY_S)
-            if not paused:
-                await domain.wait_paused(False)
-        except BaseException:
-            await domain.destroy()
-            domain.close()
-            raise
+        await domain.settle(_READY_S, paused=paused)
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:

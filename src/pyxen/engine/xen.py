@@ -108,14 +108,7 @@ class XenEngine:
         info = StartedInfo(accelerator="kvm")
         save_info(directory, info)
         domain = XenDomain(spec, directory, pid, self._inotify, info)
-        try:
-            await domain.ready(_READY_S)
-            if not paused:
-                await domain.wait_paused(False)
-        except BaseException:
-            await domain.destroy()
-            domain.close()
-            raise
+        await domain.settle(_READY_S, paused=paused)
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:

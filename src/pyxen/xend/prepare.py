@@ -34,6 +34,7 @@ from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
 from pyxen.xend.belongings import root_layer, variables
+from pyxen.xend.host import read_memory
 
 XEN_OUI = (0x00, 0x16, 0x3E)
 OVMF_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd", "/usr/share/OVMF/OVMF_VARS.fd")
@@ -96,20 +97,12 @@ def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: 
 
 def check_memory(config: DomainConfig) -> None:
     """Refuse what can't ever fit; raises ResourceExhausted with both figures."""
-    available = available_mib()
+    available = read_memory().get("MemAvailable", 0)
     if config.memory > available:
         raise ResourceExhausted(
             f"'{config.name}' wants {config.memory} MiB of memory, but only {available} MiB are free",
             hint="Give it less (memory=…), or shut a domain down.",
         )
-
-
-def available_mib() -> int:
-    """What the host could still give, in MiB: MemAvailable of proc(5)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) // 1024
-    return 0
 
 
 def _disk(disk: Disk, warnings: list[str]) -> Disk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -113,8 +113,6 @@ class Registry:
         domain.warnings = list(live.process.info.warnings)
         if record.phase is Phase.RUNNING:
             domain.power_state, domain.state = _running_state(record, live, statistics)
-        else:
-            domain.pid = live.process.pid
 
 
 def _running_state(record: Record, live: Live, statistics: Statistics) -> tuple[PowerState, str]:
@@ -140,22 +138,7 @@ def renamed(record: Record, name: str, uuid: str | None = None) -> Record:
     """A copy of the record under another name, and another UUID where one is given."""
     uuid = uuid or record.uuid
     config = msgspec.structs.replace(record.config, name=name, uuid=uuid)
-    return Record(
-        uuid=uuid,
-        name=name,
-        config=config,
-        created_at=record.created_at,
-        managed=record.managed,
-        phase=record.phase,
-        origin=record.origin,
-        domid=record.domid,
-        engine=record.engine,
-        started_at=record.started_at,
-        intended=record.intended,
-        restart_count=record.restart_count,
-        restarted_at=record.restarted_at,
-        last_reason=record.last_reason,
-    )
+    return replace(record, uuid=uuid, name=name, config=config)
 
 
 def now() -> float:

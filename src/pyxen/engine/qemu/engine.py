@@ -110,15 +110,9 @@ class QemuEngine:
             raise
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
-            await domain.ready(_READY_S)
-            if not paused:
-                await domain.wait_paused(False)
-        except BaseException as error:
-            await domain.destroy()
-            domain.close()
-            if isinstance(error, EngineError):
-                raise translate(spec.config.name, error.message) from error
-            raise
+            await domain.settle(_READY_S, paused=paused)
+        except EngineError as error:
+            raise translate(spec.config.name, error.message) from error
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
