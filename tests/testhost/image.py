@@ -11,6 +11,7 @@ import json
 import os
 import py_compile
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,10 +28,12 @@ from pyxen.image.debs import KernelFiles
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("PYXEN_TEST_CACHE", ROOT / "build")) / "testhost"
 _INIT = Path(__file__).with_name("init")
-_MODULES = ("virtio_pci", "virtio_console", "kvm", "kvm_amd", "tun")
+_MODULES = ("virtio_pci", "virtio_console", "kvm", "kvm_amd", "tun", "bridge", "veth")
+_PROGRAMS = ("passt", "passt.avx2", "qemu-system-x86_64", "qemu-img", "setpriv", "mkfs.ext4")
+"""Host programs that xend and the tests call, besides busybox's; those that are not installed are left out."""
 _PACKAGES = ("pyxen", "pytest", "pytest-timeout", "hypothesis", "anyio", "pexpect")
 _SITE = "site"
-_VERSION = 3
+_VERSION = 6
 
 
 def kernel() -> KernelFiles:
@@ -59,7 +62,7 @@ def base(kernel: KernelFiles) -> Path:
     if path.exists():
         return path
     archive = Archive()
-    for folder in ("dev", "proc", "sys", "tmp", "run", "root", "mnt", "sbin"):
+    for folder in ("dev", "etc", "proc", "sys", "tmp", "run", "root", "mnt", "sbin"):
         archive.folder(folder)
     archive.character_device("dev/console", 5, 1)
     archive.file("init", _INIT.read_bytes(), 0o755)
@@ -68,6 +71,7 @@ def base(kernel: KernelFiles) -> Path:
     ramdisk.add_modules(archive, kernel.modules, _MODULES)
     archive.file("etc/modules", "".join(f"{each}\n" for each in _order(kernel)).encode())
     _add_python(archive)
+    _add_programs(archive)
     _write(path, archive.pack())
     for old in BUILD.glob("base-*.cpio"):
         if old != path:
@@ -114,6 +118,22 @@ def _add_python(archive: Archive) -> None:
         needed += [path] if ".so" in path.suffixes else []
     for found in sorted(_libraries(needed)):
         archive.file(str(found).lstrip("/"), found.read_bytes(), 0o755)
+
+
+def _add_programs(archive: Archive) -> None:
+    """Host programs with their libraries, and xm and xend beside the interpreter, where a user would have them."""
+    found = [Path(place) for place in map(shutil.which, _PROGRAMS) if place is not None]
+    for program in found:
+        archive.file(f"usr/bin/{program.name}", program.read_bytes(), 0o755)
+    for library in sorted(_libraries(found)):
+        archive.file(str(library).lstrip("/"), library.read_bytes(), 0o755)
+    for module in sorted(Path("/usr/lib").glob("*/qemu/accel-tcg-x86_64.so")):
+        archive.file(str(module).lstrip("/"), module.read_bytes(), 0o755)
+    archive.symlink("usr/bin/env", "/bin/busybox")
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
+    for name in ("xm", "xend"):
+        words = f"#!/bin/python\nimport sys\nfrom pyxen.{name}.__main__ import main\nsys.exit(main())\n"
+        archive.file(f"{str(Path(sys.executable).resolve().parent).lstrip('/')}/{name}", words.encode(), 0o755)
 
 
 def _package_files() -> Iterator[tuple[Path, str]]:

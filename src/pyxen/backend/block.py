@@ -78,9 +78,8 @@ class Vbd:
         persistent = frontend.flag("feature-persistent")
         try:
             for number in range(count):
-                part = (
-                    frontend if frontend.text("multi-queue-num-queues") is None else frontend.below(f"queue-{number}")
-                )
+                # A single queue's keys lie where they were before there could be several.
+                part = frontend if count == 1 else frontend.below(f"queue-{number}")
                 keys = ["ring-ref"] if single else [f"ring-ref{page}" for page in range(1 << order)]
                 self._open(number, [part.number(key) for key in keys], part.number("event-channel"), bits, persistent)
         except BaseException:

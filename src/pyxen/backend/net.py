@@ -62,9 +62,8 @@ class Vif:
             for number in range(count):
                 link = self._links[number]
                 link.accept(blank=abilities.blank, tso4=abilities.tso4, tso6=abilities.tso6)
-                part = (
-                    frontend if frontend.text("multi-queue-num-queues") is None else frontend.below(f"queue-{number}")
-                )
+                # A single queue's keys lie where they were before there could be several.
+                part = frontend if count == 1 else frontend.below(f"queue-{number}")
                 self._open(number, part, link, abilities, count)
         except OSError as error:
             self.disconnect()

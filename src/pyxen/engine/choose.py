@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyxen.config.model import DomainConfig, DomainType, EngineChoice
+from pyxen.config.model import Accelerator, DomainConfig, DomainType, EngineChoice
 from pyxen.engine.contract import Engine
 from pyxen.errors import Unsupported
 
-# The Xen engine, still without disks and networks, comes second.
-_PREFERENCE = {DomainType.PVH: ("qemu", "xen"), DomainType.HVM: ("qemu",)}
+_PREFERENCE = {DomainType.PVH: ("xen", "qemu"), DomainType.HVM: ("qemu",)}
 
 
 def choose(config: DomainConfig, engines: Sequence[Engine]) -> Engine:
     """The engine for ``config``; raises Unsupported, with every engine's reason, if none will do."""
     forced = config.engine is not EngineChoice.AUTO
-    wanted = (config.engine.value,) if forced else _PREFERENCE[config.type]
+    wanted = (config.engine.value,) if forced else _preference(config)
     reasons: list[str] = []
     for name in wanted:
         engine = next((each for each in engines if each.name == name), None)
@@ -31,3 +30,8 @@ def choose(config: DomainConfig, engines: Sequence[Engine]) -> Engine:
         f"cannot run '{config.name}' ({config.type.value}) here: {'; '.join(reasons) or 'no engine'}",
         hint="Leave engine=auto to take what there is." if forced else None,
     )
+
+
+def _preference(config: DomainConfig) -> tuple[str, ...]:
+    # The Xen engine has no accelerator to choose.
+    return ("qemu",) if config.accel is Accelerator.TCG else _PREFERENCE[config.type]

@@ -126,8 +126,9 @@ def marker(directory: Path) -> str:
 
 
 def belongs_to(pid: int, directory: Path) -> bool:
-    """Is ``pid`` the process of the domain in this folder? (Somebody's ``tail -f`` of a file in it is not.)"""
-    return os.fsencode(marker(directory)) in command_line(pid)
+    """Is ``pid`` a process of the domain in this folder? (Somebody's ``tail -f`` of a file in it is not.)"""
+    word = os.fsencode(marker(directory))
+    return any(each == word or each.endswith(b"=" + word) for each in command_line(pid))
 
 
 def find(directory: Path) -> list[int]:
@@ -139,6 +140,16 @@ def find(directory: Path) -> list[int]:
 
 def kill_all(directory: Path) -> None:
     """Kill the processes that belong to a domain's folder, and wait for them. Blocking."""
+    _signal_all(directory, signal.SIGKILL)
+
+
+def end_all(directory: Path) -> None:
+    """The same, but each is first asked to end by itself. Blocking."""
+    _signal_all(directory, signal.SIGTERM)
+    kill_all(directory)
+
+
+def _signal_all(directory: Path, number: signal.Signals) -> None:
     for pid in find(directory):
         try:
             fd = os.pidfd_open(pid)
@@ -148,7 +159,7 @@ def kill_all(directory: Path) -> None:
             # Looked at again now that the pidfd pins it: the number may have been given to another process.
             if belongs_to(pid, directory):
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    signal.pidfd_send_signal(fd, number)
                 select.select([fd], [], [], _GRACE_S)
                 _collect(pid)
         finally:

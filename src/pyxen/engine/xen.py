@@ -13,15 +13,20 @@ from pyxen import __version__
 from pyxen.api import EngineInfo
 from pyxen.config.model import DiskFormat, DomainConfig, DomainType
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
+from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import kvm_verdict
-from pyxen.engine.process import kill_all, marker, spawn
-from pyxen.errors import Conflict, EngineError, Unsupported
+from pyxen.engine.process import end_all, marker, spawn
+from pyxen.engine.qemu.launch import find_binary
+from pyxen.engine.storage import DISKS_SOCKET, serve, served
+from pyxen.engine.vifs import check_networks, open_networks
+from pyxen.errors import ConfigError, Conflict, EngineError, Unsupported
 
 _READY_S = 30.0
 _ANSWER_S = 30.0
 _QCOW2 = (".qcow2", ".qcow")
+_MOST_VCPUS = 64
 
 
 class XenDomain(ProcessDomain):
@@ -37,6 +42,11 @@ class XenDomain(ProcessDomain):
 
     async def request_shutdown(self, reason: str) -> None:
         await self._order("shut down", "shutdown", reason=reason)
+
+    async def destroy(self) -> None:
+        await super().destroy()
+        # Its disks' server, too; asked to end, since what it has cached belongs into the images.
+        await asyncio.to_thread(end_all, self.directory)
 
     async def dump_core(self, path: Path) -> None:
         raise Unsupported("the Xen engine can't dump core yet")
@@ -72,41 +82,37 @@ class XenEngine:
 
     def info(self) -> EngineInfo:
         verdict = kvm_verdict(self._state)
-        reason = (
-            "on KVM; only where engine=xen asks for it" if verdict.usable else f"KVM can't be used: {verdict.reason}"
-        )
+        reason = "on KVM" if verdict.usable else f"KVM can't be used: {verdict.reason}"
         return EngineInfo(name=self.name, available=verdict.usable, reason=reason, version=__version__)
 
     def check(self, config: DomainConfig) -> list[str]:
         if config.type is not DomainType.PVH:
             raise Unsupported(f"the Xen engine runs pvh domains, '{config.name}' is {config.type.value}")
-        if config.vif:
-            raise Unsupported(
-                f"the Xen engine has no networks yet, '{config.name}' wants one",
-                hint="Leave engine=xen out: QEMU has them.",
-            )
-        if any(disk.format is DiskFormat.QCOW2 or disk.target.endswith(_QCOW2) for disk in config.disk):
-            raise Unsupported(
-                f"the Xen engine reads raw disks only, '{config.name}' has a qcow2 one",
-                hint="Leave engine=xen out: QEMU reads it.",
-            )
-        return ["the Xen engine is young: its process is not confined yet, and runs as xend's own user"]
+        if config.kernel is None and config.image is None:
+            raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
+        if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
+            raise Unsupported(f"the Xen engine runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
+        if any(disk.format is DiskFormat.QCOW2 or Path(disk.target).suffix in _QCOW2 for disk in config.disk):
+            find_binary()
+        warnings = [
+            f"disk {disk.vdev}: a pvh domain has no empty CD-ROM drive, it is left out"
+            for disk in config.disk
+            if not disk.target
+        ]
+        return [*warnings, *check_networks(config)]
 
     async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
         spec = msgspec.structs.replace(spec, cmdline=_with_console(spec.cmdline))
-        (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
+        info = StartedInfo(accelerator="kvm")
         try:
-            pid = spawn(
-                # The marker is not for the hypervisor: it is what the process is found by.
-                [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory)]
-                + (["--paused"] if paused else []),
-                stderr=directory / "stderr",
-            )
+            # Written again: it is what the process reads, and the command line has changed.
+            (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
+            (directory / "stderr").touch(mode=0o600)
+            if disks := served(spec.config.disk):
+                await serve(disks, directory, spec.uid)
+            pid = await asyncio.to_thread(_launch, spec, directory, info, paused=paused)
         except OSError as error:
             raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
-        write_pid(directory, pid)
-        info = StartedInfo(accelerator="kvm")
-        save_info(directory, info)
         domain = XenDomain(spec, directory, pid, self._inotify, info)
         await domain.settle(_READY_S, paused=paused)
         return domain
@@ -115,7 +121,25 @@ class XenEngine:
         return XenDomain.adopt(spec, directory, self._inotify)
 
     def reap(self, directory: Path) -> None:
-        kill_all(directory)
+        end_all(directory)
+
+
+def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool) -> int:
+    """Start the process, with its networks; its id. Raises PyxenError and OSError."""
+    words: list[str] = ["--paused"] if paused else []
+    for disk in served(spec.config.disk):
+        words += ["--nbd", f"{disk.vdev}={directory / DISKS_SOCKET}"]
+    with Descriptors() as descriptors:
+        words += open_networks(spec, directory, descriptors, info)
+        pid = spawn(
+            # The marker is not for the hypervisor: it is what the process is found by.
+            [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory), *words],
+            stderr=directory / "stderr",
+            pass_fds=descriptors.fds,
+        )
+    write_pid(directory, pid)
+    save_info(directory, info)
+    return pid
 
 
 def _with_console(cmdline: str) -> str:

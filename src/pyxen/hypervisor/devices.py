@@ -23,7 +23,8 @@ from pyxen.xenstore.local import Local
 class Sources:
     """What the engine has opened for this process.
 
-    ``nbd``: by a disk's vdev, the socket of a server that knows its format; such disks are not opened here.
+    ``nbd``: by a disk's vdev, the socket of a server that knows its format and exports it under that name; such disks
+    are not opened here.
     ``taps`` and ``streams``: by a vif's number, the descriptor of a tap device or of a stream of frames, each with its
     length before it (QEMU's "-netdev stream").
     """
@@ -72,7 +73,7 @@ class Devices:
 
     def _open(self, config: DiskConfig, *, read_only: bool) -> Disk:
         if (server := self._sources.nbd.get(config.vdev)) is not None:
-            return NbdDisk(server)
+            return NbdDisk(server, config.vdev)
         if config.format is not DiskFormat.RAW:
             raise Unsupported(f"disk {config.vdev}: the hypervisor itself reads raw disks, not {config.format.value}")
         return RawDisk(Path(config.target), read_only=read_only)

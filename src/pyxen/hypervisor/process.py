@@ -55,7 +55,8 @@ class DomainProcess:
         self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
         self._devices = Devices(self.local, self.domain, self.loop.call_soon, sources)
         for disk in spec.config.disk:
-            self._devices.attach_disk(disk)
+            if disk.target:
+                self._devices.attach_disk(disk)
         for number, vif in enumerate(spec.config.vif):
             self._devices.attach_vif(number, vif)
         self._control = Control(directory / "control.sock", self.loop, self._commands())

@@ -20,11 +20,10 @@ from pyxen.backend.block import Vbd, attach, describe, vdev_number
 from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.disk import Disk, RawDisk
 from pyxen.backend.granted import GrantedPages
-from pyxen.backend.image import open_image
 from pyxen.backend.nbd import NbdDisk
 from pyxen.backend.ring import BackRing
 from pyxen.backend.xenbus import Address, Device, introduce
-from pyxen.errors import EngineError, NotFound, Unavailable, Unsupported
+from pyxen.errors import EngineError, NotFound, Unavailable
 from tests.unit.backend.guest import PAGE, FrontRing, ScriptedGuest
 
 SIZE = 1 << 20
@@ -240,6 +239,18 @@ def test_a_front_end_that_offers_nonsense_is_refused(image: Path, key: str, valu
     device.destroy()
 
 
+def test_a_front_end_that_says_it_has_one_queue_writes_its_keys_where_they_always_were(image: Path) -> None:
+    guest = ScriptedGuest()
+    introduce(guest.local, Address(1, "vbd", 51712))
+    driver = Vbd(guest, RawDisk(image, read_only=False), guest.call_soon, queues=2)
+    device = Device(guest.local, Address(1, "vbd", 51712), driver)
+    offered = {"ring-ref": guest.page()[0], "event-channel": guest.port(), "multi-queue-num-queues": 1, "state": 3}
+    for name, content in offered.items():
+        guest.write(f"device/vbd/51712/{name}", content)
+    assert device.state is XenbusState.CONNECTED
+    device.destroy()
+
+
 def test_several_queues_work_side_by_side(image: Path) -> None:
     guest = ScriptedGuest()
     introduce(guest.local, Address(1, "vbd", 51712))
@@ -356,23 +367,3 @@ def test_an_export_that_is_not_there_is_said_so(qcow2: Path) -> None:
 
 def test_the_numbers_of_the_segment_table() -> None:
     assert struct.calcsize("<8I") == abi.GREFS.size == 32
-
-
-def test_images_are_opened_by_their_format(tmp_path: Path, image: Path) -> None:
-    with pytest.raises(Unsupported):
-        open_image(image, "vmdk", tmp_path, "xvda", read_only=True)
-    with pytest.raises(NotFound):
-        open_image(tmp_path / "none", "qcow2", tmp_path, "xvda", read_only=True)
-    raw = open_image(image, "raw", tmp_path, "xvda", read_only=True)
-    assert (raw.size, raw.read_only) == (SIZE, True)
-    raw.close()
-    if shutil.which("qemu-nbd") is None:
-        pytest.skip("qemu-nbd is not installed (apt-get install qemu-utils)")
-    with pytest.raises(EngineError, match="not in qcow2 format"):
-        open_image(image, "qcow2", tmp_path, "xvda", read_only=True)
-    path = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "8M"], check=True)
-    disk = open_image(path, "qcow2", tmp_path, "xvda", read_only=True)
-    assert (disk.size, disk.read_only) == (8 << 20, True)
-    assert not (tmp_path / "xvda.nbd").exists()
-    disk.close()

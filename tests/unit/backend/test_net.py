@@ -320,6 +320,18 @@ def test_a_front_end_that_offers_nonsense_is_refused(link: MemoryLink, key: str,
     device.destroy()
 
 
+def test_a_front_end_that_says_it_has_one_queue_writes_its_keys_where_they_always_were(link: MemoryLink) -> None:
+    """As Linux' netfront does."""
+    guest = ScriptedGuest()
+    introduce(guest.local, Address(1, "vif", 0))
+    device = attach(guest.local, guest, 0, [link], guest.call_soon)
+    offered = {"tx-ring-ref": guest.page()[0], "rx-ring-ref": guest.page()[0], "event-channel": guest.port()}
+    for name, content in (offered | {"multi-queue-num-queues": 1, "request-rx-copy": 1, "state": 4}).items():
+        guest.write(f"device/vif/0/{name}", content)
+    assert device.state is XenbusState.CONNECTED
+    device.destroy()
+
+
 def test_the_rate_is_kept() -> None:
     now = [0.0]
     credit = Credit(1_000_000, clock=lambda: now[0])

@@ -9,9 +9,9 @@ import pytest
 
 from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Firmware, Vif
 from pyxen.engine.contract import DomainSpec
+from pyxen.engine.layers import Drive, Layer
 from pyxen.engine.process import marker
 from pyxen.engine.qemu.argv import Facts, boot_indices, build, kernel_command_line
-from pyxen.engine.qemu.disks import Drive, Layer
 
 MAC = "00:16:3e:00:00:01"
 

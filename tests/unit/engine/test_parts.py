@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pyxen.api import EngineInfo
 from pyxen.config.model import (
+    Accelerator,
     Disk,
     DiskAccess,
     DiskFormat,
@@ -27,12 +28,14 @@ from pyxen.config.model import (
 )
 from pyxen.engine import cgroup
 from pyxen.engine.choose import choose
+from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.fake import FakeEngine
+from pyxen.engine.forwards import check_ports, describe
+from pyxen.engine.layers import open_drives
 from pyxen.engine.process import belongs_to, find, kill_all, last_words, marker, read_pid, spawn
-from pyxen.engine.qemu.descriptors import Descriptors
-from pyxen.engine.qemu.disks import check_disks, letter_index, open_drives
+from pyxen.engine.qemu.disks import check_disks, letter_index
 from pyxen.engine.qemu.launch import kvm_group, openable
-from pyxen.engine.qemu.networks import check_networks, check_ports, describe
+from pyxen.engine.qemu.networks import check_networks
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.qemu.words import translate
 from pyxen.engine.xen import XenEngine
@@ -49,13 +52,15 @@ class Named(FakeEngine):
         return EngineInfo(name=self.name, available=not self.reason, reason=self.reason)
 
 
-def test_qemu_comes_first_and_xen_where_it_is_missing_or_asked_for() -> None:
+def test_xen_comes_first_for_pvh_and_qemu_where_it_is_missing_or_asked_for() -> None:
     engines = [Named("xen"), Named("qemu")]
-    without_qemu = [Named("xen"), Named("qemu", "not installed")]
-    assert choose(DomainConfig(name="a"), engines).name == "qemu"
-    assert choose(DomainConfig(name="a"), without_qemu).name == "xen"
-    assert choose(DomainConfig(name="a", engine=EngineChoice.XEN), engines).name == "xen"
+    without_kvm = [Named("xen", "no KVM"), Named("qemu")]
+    assert choose(DomainConfig(name="a"), engines).name == "xen"
+    assert choose(DomainConfig(name="a"), without_kvm).name == "qemu"
+    assert choose(DomainConfig(name="a", engine=EngineChoice.QEMU), engines).name == "qemu"
+    assert choose(DomainConfig(name="a", accel=Accelerator.TCG), engines).name == "qemu"
     assert choose(DomainConfig(name="a", type=DomainType.HVM), engines).name == "qemu"
+    without_qemu = [Named("xen"), Named("qemu", "not installed")]
     with pytest.raises(Unsupported, match="qemu: not installed"):
         choose(DomainConfig(name="a", type=DomainType.HVM), without_qemu)
 
@@ -86,7 +91,7 @@ def test_every_layer_of_a_disk_is_opened(tmp_path: Path) -> None:
     top = qcow2(tmp_path / "top.qcow2", "-b", str(middle), "-F", "qcow2")
     config = DomainConfig(name="x", disk=(Disk(vdev="xvda", target=str(top), format=DiskFormat.QCOW2),))
     with Descriptors() as descriptors:
-        (drive,) = open_drives(config, descriptors)
+        (drive,) = open_drives(config.disk, descriptors)
         fds = list(descriptors.fds)
         assert [os.readlink(f"/proc/self/fd/{fd}") for fd in fds] == [str(top), str(middle), str(base)]
         modes = [os.O_ACCMODE & int(Path(f"/proc/self/fdinfo/{fd}").read_text().split()[3], 8) for fd in fds]
@@ -104,9 +109,7 @@ def test_every_layer_of_a_disk_is_opened(tmp_path: Path) -> None:
 
 def open_one(path: Path) -> None:
     with Descriptors() as descriptors:
-        open_drives(
-            DomainConfig(name="x", disk=(Disk(vdev="xvda", target=str(path), format=DiskFormat.QCOW2),)), descriptors
-        )
+        open_drives([Disk(vdev="xvda", target=str(path), format=DiskFormat.QCOW2)], descriptors)
 
 
 def test_layers_that_cannot_be_followed(tmp_path: Path) -> None:
@@ -325,17 +328,17 @@ def test_who_may_use_kvm(tmp_path: Path, mode: int, gid: int, group: int | None)
     ("keys", "words"),
     [
         ({"type": DomainType.HVM}, "runs pvh domains"),
-        ({"vif": (Vif(),)}, "no networks yet"),
-        ({"disk": (Disk(vdev="xvda", target="/a.qcow2"),)}, "raw disks only"),
-        ({"disk": (Disk(vdev="xvda", target="/a", format=DiskFormat.QCOW2),)}, "raw disks only"),
+        ({"maxvcpus": 65}, "at most 64 VCPUs"),
+        ({"kernel": None}, "needs a kernel"),
     ],
 )
 def test_the_xen_engine_says_what_it_lacks(tmp_path: Path, keys: dict[str, object], words: str) -> None:
-    with pytest.raises(Unsupported, match=words):
-        XenEngine(tmp_path, None).check(DomainConfig(name="x", **keys))  # type: ignore[arg-type]
+    with pytest.raises((Unsupported, ConfigError), match=words):
+        XenEngine(tmp_path, None).check(DomainConfig(**{"name": "x", "kernel": "/k", **keys}))  # type: ignore[arg-type]
 
 
-def test_the_xen_engine_takes_raw_disks_and_says_that_it_is_not_confined(tmp_path: Path) -> None:
-    disk = Disk(vdev="xvda", target="/a", format=DiskFormat.RAW)
-    (warning,) = XenEngine(tmp_path, None).check(DomainConfig(name="x", disk=(disk,)))  # type: ignore[arg-type]
-    assert "not confined" in warning
+def test_the_xen_engine_takes_disks_and_networks(tmp_path: Path) -> None:
+    disks = (Disk(vdev="xvda", target="/a", format=DiskFormat.QCOW2), Disk(vdev="xvdb", devtype=DiskType.CDROM))
+    config = DomainConfig(name="x", kernel="/k", disk=disks, vif=(Vif(),))
+    (warning,) = XenEngine(tmp_path, None).check(config)  # type: ignore[arg-type]
+    assert "xvdb: a pvh domain has no empty CD-ROM drive" in warning

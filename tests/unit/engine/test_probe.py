@@ -20,6 +20,13 @@ def test_a_guest_that_never_returns_is_cut_short() -> None:
     assert not verdict.usable and "0.2 s" in verdict.reason
 
 
+def test_a_guest_that_uses_too_much_of_the_cpu_is_cut_short() -> None:
+    code = "import signal; from pyxen.engine import probe; probe._GUEST_CPU_S = 0.1\n"
+    code += "def spin():\n while True: pass\nprobe.probe = spin; probe.main()"
+    verdict = run_probe([sys.executable, "-c", code])
+    assert not verdict.usable and "a few instructions" in verdict.reason
+
+
 @pytest.mark.parametrize(
     ("code", "part"),
     [

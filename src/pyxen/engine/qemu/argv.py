@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware
 from pyxen.engine.contract import DomainSpec
+from pyxen.engine.layers import Drive
 from pyxen.engine.process import marker
-from pyxen.engine.qemu.disks import Drive, disk_arguments
+from pyxen.engine.qemu.disks import disk_arguments
 
 QBOOT = "/usr/share/qemu/qboot.rom"
 _VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}

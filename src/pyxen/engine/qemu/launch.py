@@ -16,16 +16,17 @@ import msgspec
 from pyxen.config.model import DomainConfig, DomainType, Firmware
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo
+from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import save_info, write_pid
 from pyxen.engine.events import READY_ID
+from pyxen.engine.layers import open_drives
 from pyxen.engine.probe import DEVICE
 from pyxen.engine.process import spawn
 from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
-from pyxen.engine.qemu.descriptors import Descriptors
-from pyxen.engine.qemu.disks import open_drives
 from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.vnc import choose_display
+from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
 _OVMF_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/OVMF/OVMF_CODE.fd")
@@ -64,7 +65,14 @@ def launch(spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool)
             if spec.uid is not None:
                 _give(directory, spec.uid)
             pid = spawn(
-                [_ENV, "-C", str(directory), *_as_user(spec.uid, accelerator), *arguments, *descriptors.arguments],
+                [
+                    _ENV,
+                    "-C",
+                    str(directory),
+                    *as_user(spec.uid, _groups(accelerator)),
+                    *arguments,
+                    *descriptors.arguments,
+                ],
                 stderr=directory / "stderr",
                 pass_fds=descriptors.fds,
             )
@@ -95,7 +103,7 @@ def _gather(
         control_fd=descriptors.take(qmp.listen(directory)),
         kernel=openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
         ramdisk=openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
-        drives=open_drives(config, descriptors),
+        drives=open_drives(config.disk, descriptors),
         netdevs=open_networks(spec, descriptors, info),
         firmware_code=descriptors.open(code, writable=False) if code else None,
         firmware_variables=descriptors.open(spec.nvram, writable=True) if code and spec.nvram else None,
@@ -128,17 +136,10 @@ def _give(directory: Path, uid: int) -> None:
     directory.chmod(0o700)
 
 
-def _as_user(uid: int | None, accelerator: str) -> list[str]:
-    """The words before QEMU's own that make it run as ``uid`` and as a member of nothing but, with KVM, its group."""
-    if uid is None:
-        return []
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise Unsupported("setpriv is missing", hint="Install it: apt-get install util-linux")
+def _groups(accelerator: str) -> list[int]:
+    """The groups that QEMU is a member of: with KVM, that whose members may use it."""
     group = kvm_group() if accelerator == "kvm" else None
-    groups = [f"--groups={group}"] if group else ["--clear-groups"]
-    rights = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
-    return [setpriv, f"--reuid={uid}", f"--regid={uid}", *groups, *rights, "--"]
+    return [group] if group else []
 
 
 def kvm_group(device: Path = DEVICE) -> int | None:

@@ -25,24 +25,24 @@ _LONGEST_UNIX_PATH = 107
 
 
 @contextlib.contextmanager
-def _short_path(directory: Path) -> Any:
+def _short_path(directory: Path, name: str) -> Any:
     """A name for the socket that fits into a socket address, however deep the folder lies."""
-    path = str(directory / SOCKET)
+    path = str(directory / name)
     if len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
         yield path
         return
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
+        yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
 
 
-def listen(directory: Path) -> int:
+def listen(directory: Path, name: str = SOCKET) -> int:
     """Make the control socket, for QEMU to inherit; returns its descriptor. It answers from now on."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(directory) as path:
+        with _short_path(directory, name) as path:
             Path(path).unlink(missing_ok=True)
             listener.bind(path)
             Path(path).chmod(0o600)
@@ -50,6 +50,39 @@ def listen(directory: Path) -> int:
         return listener.detach()
     finally:
         listener.close()
+
+
+class Session:
+    """A connection. Raises as :func:`session` does."""
+
+    def __init__(self, client: QMPClient, refusal: type[Exception]) -> None:
+        self._client = client
+        self._refusal = refusal
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None, *, fd: int = -1) -> Any:
+        """Have one command carried out, with a descriptor beside it unless ``fd`` is negative; returns its answer."""
+        if fd >= 0:
+            self._client.send_fd_scm(fd)
+        try:
+            return await self._client.execute(command, dict(arguments) if arguments else None)
+        except self._refusal as error:
+            raise EngineError(f"QEMU refused {command}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def session(directory: Path, name: str = SOCKET, *, timeout_s: float | None = 30.0) -> AsyncIterator[Session]:
+    """Several commands to the QEMU that listens at ``name`` in ``directory``, all of them in ``timeout_s`` seconds.
+
+    Raises EngineError if QEMU refuses one, Unavailable if QEMU can't be reached or doesn't answer in time.
+    """
+    qmp = await asyncio.to_thread(importlib.import_module, "qemu.qmp")
+    try:
+        async with asyncio.timeout(timeout_s), _connected(qmp, directory, name) as client:
+            yield Session(client, qmp.ExecuteError)
+    except TimeoutError:
+        raise Unavailable(f"QEMU did not answer within {timeout_s:g} s") from None
+    except (qmp.QMPError, OSError, EOFError) as error:
+        raise Unavailable(f"QEMU's control socket does not answer: {error}") from error
 
 
 async def execute(
@@ -64,30 +97,21 @@ async def execute(
 
     Raises EngineError if QEMU refuses it, Unavailable if QEMU can't be reached or doesn't answer in time.
     """
-    qmp = await asyncio.to_thread(importlib.import_module, "qemu.qmp")
-    try:
-        async with asyncio.timeout(timeout_s), _connected(qmp, directory) as client:
-            if fd is not None:
-                client.send_fd_scm(fd[1])
-                await client.execute("getfd", {"fdname": fd[0]})
-            return await client.execute(command, arguments)
-    except qmp.ExecuteError as error:
-        raise EngineError(f"QEMU refused {command}: {error}") from error
-    except TimeoutError:
-        raise Unavailable(f"QEMU did not answer {command} within {timeout_s:g} s") from None
-    except (qmp.QMPError, OSError, EOFError) as error:
-        raise Unavailable(f"QEMU's control socket does not answer: {error}") from error
+    async with session(directory, timeout_s=timeout_s) as client:
+        if fd is not None:
+            await client.execute("getfd", {"fdname": fd[0]}, fd=fd[1])
+        return await client.execute(command, arguments)
 
 
 @contextlib.asynccontextmanager
-async def _connected(qmp: Any, directory: Path) -> AsyncIterator[QMPClient]:
+async def _connected(qmp: Any, directory: Path, name: str) -> AsyncIterator[QMPClient]:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     client: QMPClient = qmp.QMPClient("pyxen")
     client.logger.disabled = True
     try:
         async with asyncio.timeout(_CONNECT_S):
-            with _short_path(directory) as path:
+            with _short_path(directory, name) as path:
                 await asyncio.get_running_loop().sock_connect(connection, path)
             await client.connect(connection)
     except BaseException:

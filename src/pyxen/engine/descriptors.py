@@ -1,4 +1,4 @@
-"""Files that xend opens for QEMU, which may not be allowed to: handed over as descriptors.
+"""Files that xend opens for a domain's processes, which may not be allowed to: handed over as descriptors.
 
 QEMU takes them as *fd sets* and opens ``/dev/fdset/N`` where a file name is expected. One way for all files, whether
 QEMU runs as xend's user or as one of its own.
@@ -12,14 +12,13 @@ from pathlib import Path
 
 
 class Descriptors:
-    """The descriptors that one QEMU inherits. A context: all are closed in this process at its end."""
+    """The descriptors that one process inherits. A context: all are closed in this process at its end."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
-        """All of them, under the numbers that QEMU will know them by."""
-        self.arguments: list[str] = []
-        """QEMU's words for the fd sets."""
-        self._sets = 0
+        """All of them, under the numbers that the process will know them by."""
+        self.sets: dict[int, int] = {}
+        """The descriptor in each fd set, by the set's number."""
 
     def __enter__(self) -> Descriptors:
         return self
@@ -30,17 +29,21 @@ class Descriptors:
                 os.close(fd)
         self.fds.clear()
 
+    @property
+    def arguments(self) -> list[str]:
+        """QEMU's words for the fd sets."""
+        return [word for number, fd in self.sets.items() for word in ("-add-fd", f"fd={fd},set={number}")]
+
     def take(self, fd: int) -> int:
-        """Let QEMU inherit ``fd``, which now belongs to this object; returns it."""
+        """Let the process inherit ``fd``, which now belongs to this object; returns it."""
         self.fds.append(fd)
         return fd
 
     def add_set(self, fd: int) -> str:
         """Make an fd set of ``fd``; returns the name under which QEMU opens it."""
-        self.take(fd)
-        self._sets += 1
-        self.arguments += ["-add-fd", f"fd={fd},set={self._sets}"]
-        return f"/dev/fdset/{self._sets}"
+        number = len(self.sets) + 1
+        self.sets[number] = self.take(fd)
+        return f"/dev/fdset/{number}"
 
     def open(self, path: Path | str, *, writable: bool) -> str:
         """Open a file and make an fd set of it; returns the name for QEMU. Raises OSError."""

@@ -1,0 +1,108 @@
+"""A user-mode network for a vif, without any rights: a process that speaks TCP and UDP for the guest.
+
+passt where it is installed and the host has a route to somewhere (it refuses to start without), else QEMU's slirp in
+a process of its own. Both show the guest the same network: it is 10.0.2.15, its gateway and DHCP server (and, for the
+guest, the host) 10.0.2.2, its name server 10.0.2.3. Frames go over a stream socket, each after its length.
+
+Both go into the background by themselves once they are ready, and say on their standard error why they are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyxen.config.model import Forward
+from pyxen.engine.forwards import slirp_words
+from pyxen.engine.process import marker
+from pyxen.engine.user import as_user
+from pyxen.errors import EngineError, Unsupported
+
+_GUEST, _GATEWAY, _BITS, _RESOLVER = "10.0.2.15", "10.0.2.2", 24, "10.0.2.3"
+_ROUTES = Path("/proc/net/route")
+_START_S = 20.0
+
+
+def check_usernet() -> None:
+    """Raises Unsupported if there is neither of the two programs."""
+    if shutil.which("passt") is None and shutil.which("qemu-system-x86_64") is None:
+        raise Unsupported(
+            "a vif without a bridge needs passt, which is not installed", hint="Install it: apt-get install passt"
+        )
+
+
+def open_usernet(directory: Path, forwards: Sequence[Forward], uid: int | None) -> int:
+    """Start a network's process for the domain in ``directory``; returns the stream's other end.
+
+    The process ends when that is closed (passt), or when the domain's processes are ended (slirp).
+    Raises EngineError with its words.
+    """
+    check_usernet()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with theirs:
+            if shutil.which("passt") and _has_route():
+                _run("passt", _passt(theirs.fileno(), forwards), theirs.fileno(), uid)
+            else:
+                _run("QEMU's slirp", _slirp(theirs.fileno(), forwards, directory), theirs.fileno(), uid)
+    except BaseException:
+        ours.close()
+        raise
+    return ours.detach()
+
+
+def _has_route() -> bool:
+    """Is there a default route, over which passt takes its own addresses?"""
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in _ROUTES.read_text().splitlines()[1:]]
+        return any(row[1] == row[7] == "00000000" for row in rows)
+    return False
+
+
+def _passt(fd: int, forwards: Sequence[Forward]) -> list[str]:
+    addresses = ["-a", _GUEST, "-n", str(_BITS), "-g", _GATEWAY, "-D", _RESOLVER, "--dns-forward", _RESOLVER]
+    return ["passt", "--quiet", "--stderr", "--fd", str(fd), "-4", *addresses, *_passt_forwards(forwards)]
+
+
+def _passt_forwards(forwards: Sequence[Forward]) -> Iterator[str]:
+    for each in forwards:
+        yield "-t" if each.protocol == "tcp" else "-u"
+        yield f"{each.address}/{each.host}:{each.guest}"
+
+
+def _slirp(fd: int, forwards: Sequence[Forward], directory: Path) -> list[str]:
+    return [
+        *("qemu-system-x86_64", "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"),
+        # One more place to look for firmware, where there is none: what tells this process from all others.
+        *("-L", marker(directory), "-sandbox", "on,obsolete=deny,resourcecontrol=deny", "-daemonize"),
+        *("-netdev", ",".join(["user,id=user", *slirp_words(forwards)])),
+        *("-netdev", f"stream,id=stream,server=off,addr.type=fd,addr.str={fd}"),
+        *("-netdev", "hubport,id=inner,hubid=0,netdev=user"),
+        *("-netdev", "hubport,id=outer,hubid=0,netdev=stream"),
+    ]
+
+
+def _run(name: str, words: list[str], fd: int, uid: int | None) -> None:
+    """Run what goes into the background; raises EngineError if it ends with an error instead."""
+    try:
+        done = subprocess.run(
+            [*as_user(uid), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[fd],
+            timeout=_START_S,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"cannot start a user-mode network by {name}: {error}") from error
+    if done.returncode:
+        said = [line for line in done.stderr.decode(errors="replace").splitlines() if "syslog" not in line]
+        raise EngineError(f"{name} can't make a user-mode network: {'; '.join(said) or f'status {done.returncode}'}")

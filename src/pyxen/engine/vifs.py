@@ -1,0 +1,49 @@
+"""A domain's networks for the Xen engine: taps on bridges, streams to user-mode networks. Both are descriptors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyxen.config.model import DomainConfig, Vif
+from pyxen.engine.contract import DomainSpec, StartedInfo
+from pyxen.engine.descriptors import Descriptors
+from pyxen.engine.forwards import check_ports, describe
+from pyxen.engine.tap import check_bridging, open_tap
+from pyxen.engine.usernet import check_usernet, open_usernet
+
+_MODELS = (None, "virtio", "virtio-net", "netfront")
+
+
+def check_networks(config: DomainConfig) -> list[str]:
+    """Raises Unsupported or NotFound for networks that can't be had here; returns warnings."""
+    warnings: list[str] = []
+    for number, vif in enumerate(config.vif):
+        if vif.bridge:
+            check_bridging(vif.bridge)
+        else:
+            check_usernet()
+        if vif.bridge and vif.forward:
+            warnings.append(f"vif {number}: forward is for user-mode networks, on bridge {vif.bridge} it does nothing")
+        if vif.model not in _MODELS:
+            warnings.append(f"vif {number}: a pvh domain has netfront, not {vif.model}")
+    return warnings
+
+
+def open_networks(spec: DomainSpec, directory: Path, descriptors: Descriptors, info: StartedInfo) -> list[str]:
+    """Make what the vifs need; returns the hypervisor's words for it. Fills in ``info``'s forwards.
+
+    Raises ResourceExhausted for a port that is in use, EngineError for a network that does not start.
+    """
+    words: list[str] = []
+    for number, vif in enumerate(spec.config.vif):
+        kind = "--tap" if vif.bridge else "--stream"
+        words += [kind, f"{number}={descriptors.take(_open(spec, directory, number, vif, info))}"]
+    return words
+
+
+def _open(spec: DomainSpec, directory: Path, number: int, vif: Vif, info: StartedInfo) -> int:
+    if vif.bridge:
+        return open_tap(vif.vifname or f"vif{spec.domid}.{number}", vif.bridge)
+    check_ports(vif.forward)
+    info.forwards += map(describe, vif.forward)
+    return open_usernet(directory, vif.forward, spec.uid)
