@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def tiny() -> Path:
 
     store = ImageStore(CACHE / "images", CACHE / "kernels")
     CACHE.mkdir(parents=True, exist_ok=True)
-    store.build("tiny", {}, force=False, progress=lambda step: None)
+    if "PYXEN_TEST_HOST" not in os.environ:  # there it has come along, and nothing could be fetched
+        store.build("tiny", {}, force=False, progress=lambda step: None)
     return CACHE / "images" / "tiny"
 
 

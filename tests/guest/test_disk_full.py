@@ -114,7 +114,7 @@ def test_a_full_disk_of_a_guest_pauses_it_until_there_is_room(small: SmallHost) 
     wait_for(lambda: "vda" in type_line(console, "ls /dev"), "the guest has its disk")
     small.fill()
     console.sendline(
-        "dd if=/dev/urandom of=/dev/vda bs=64k count=4 conv=fsync 2>/dev/null && echo $((6 * 7)) bytes more"
+        "dd if=/dev/urandom of=/dev/xvda bs=64k count=4 conv=fsync 2>/dev/null && echo $((6 * 7)) bytes more"
     )
     wait_for(lambda: small.domains()["web"]["state"] == "--p---", "QEMU pauses it")
     small.make_room()

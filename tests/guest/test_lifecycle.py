@@ -32,7 +32,7 @@ def test_login_write_reboot_and_find_the_data_again(host: Host) -> None:
     console.expect("Password: ")
     console.sendline("tiny")
     console.expect(PROMPT)
-    type_line(console, "mkdir -p /data && mount /dev/vda /data")
+    type_line(console, "mkdir -p /data && mount /dev/xvda /data")
     type_line(console, "head -c 1000000 /dev/urandom > /data/random && sync")
     digest = type_line(console, "sha256sum < /data/random")
     assert len(digest.split()[0]) == 64
@@ -46,7 +46,7 @@ def test_login_write_reboot_and_find_the_data_again(host: Host) -> None:
     console.sendline("tiny")
     console.expect(PROMPT)
     assert host.domains()["web"]["restart_count"] == 1
-    type_line(console, "mkdir -p /data && mount /dev/vda /data")
+    type_line(console, "mkdir -p /data && mount /dev/xvda /data")
     assert type_line(console, "sha256sum < /data/random") == digest
     host.xm("shutdown", "-w", "web")
     assert "web" not in host.domains()

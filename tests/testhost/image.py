@@ -33,7 +33,7 @@ _PROGRAMS = ("passt", "passt.avx2", "qemu-system-x86_64", "qemu-img", "setpriv",
 """Host programs that xend and the tests call, besides busybox's; those that are not installed are left out."""
 _PACKAGES = ("pyxen", "pytest", "pytest-timeout", "hypothesis", "anyio", "pexpect")
 _SITE = "site"
-_VERSION = 6
+_VERSION = 7
 
 
 def kernel() -> KernelFiles:
@@ -121,7 +121,7 @@ def _add_python(archive: Archive) -> None:
 
 
 def _add_programs(archive: Archive) -> None:
-    """Host programs with their libraries, and xm and xend beside the interpreter, where a user would have them."""
+    """Host programs with their libraries, and xm and xend beside "python", where a user would have them."""
     found = [Path(place) for place in map(shutil.which, _PROGRAMS) if place is not None]
     for program in found:
         archive.file(f"usr/bin/{program.name}", program.read_bytes(), 0o755)
@@ -133,7 +133,7 @@ def _add_programs(archive: Archive) -> None:
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     for name in ("xm", "xend"):
         words = f"#!/bin/python\nimport sys\nfrom pyxen.{name}.__main__ import main\nsys.exit(main())\n"
-        archive.file(f"{str(Path(sys.executable).resolve().parent).lstrip('/')}/{name}", words.encode(), 0o755)
+        archive.file(f"bin/{name}", words.encode(), 0o755)
 
 
 def _package_files() -> Iterator[tuple[Path, str]]:
