@@ -42,6 +42,10 @@ class Core(Protocol):
 
     async def delete(self, ref: str) -> None: ...
 
+    async def built(self, ref: str) -> None:
+        """Return when the domain is not, or no longer, being built (at its start or restart)."""
+        ...
+
     def console(self, ref: str) -> Console:
         """Raises Conflict if the domain is not running."""
         ...

@@ -54,6 +54,12 @@ class Domains:
         vcpus = live.process.statistics().vcpus if live else halted_vcpus(record)
         return api.VcpuList(domid=record.domid, name=record.name, vcpus=vcpus)
 
+    async def built(self, ref: str) -> None:
+        if ref in DOMAIN_0 or (record := self._registry.find(ref)).phase is not Phase.BUILDING:
+            return
+        async with self._registry.lock(record.uuid):
+            pass
+
     def console(self, ref: str) -> Console:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 has no console here", hint="Its console is the host's own.")

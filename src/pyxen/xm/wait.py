@@ -9,6 +9,7 @@ import click
 
 from pyxen.api import Domain, PowerState
 from pyxen.client import Client
+from pyxen.config.model import Action
 from pyxen.errors import NotFound, PyxenError
 
 PATIENCE_S = 15.0
@@ -35,14 +36,23 @@ def _pauses() -> Iterator[float]:
 
 
 def until_stopped(client: Client, domain: Domain, deadline: float | None) -> None:
-    """Return when this life of ``domain`` is over; raises PyxenError at ``deadline`` (monotonic seconds)."""
+    """Return when this life of ``domain`` is over and xend has let go of it, unless its description preserves it.
+
+    Raises PyxenError at ``deadline`` (monotonic seconds).
+    """
     patient = client.patient(PATIENCE_S)
     doubt = _Doubt(domain)
+    over_at = None
     for pause in _pauses():
         now = _look(patient, domain.uuid)
-        if now is None or now.domid != domain.domid or now.power_state in _OVER:
+        if now is None or now.domid != domain.domid:
             return
-        doubt.grow()
+        if now.power_state in _OVER:
+            over_at = over_at or time.monotonic()
+            if _preserved(now) or time.monotonic() - over_at > _GRACE_S:
+                return
+        else:
+            doubt.grow()
         _check(deadline, f"Domain '{domain.name}' has not shut down in time", f"End it with: xm destroy {domain.name}")
         time.sleep(pause)
 
@@ -68,6 +78,12 @@ def until_rebooted(client: Client, domain: Domain, deadline: float | None, *, gr
             _check(deadline, f"Domain '{domain.name}' has not rebooted in time", f"Look: xm console {domain.name}")
         time.sleep(pause)
     raise AssertionError
+
+
+def _preserved(domain: Domain) -> bool:
+    """May the stopped domain be one that stays, for somebody to look at?"""
+    config = domain.config
+    return config is None or Action.PRESERVE in (config.on_poweroff, config.on_reboot, config.on_crash)
 
 
 class _Doubt:

@@ -63,6 +63,18 @@ async def test_a_used_name_is_refused_also_while_it_is_being_built(boot: Boot) -
         await create(xend, "Domain-0")
 
 
+async def test_a_console_can_be_waited_for_while_its_domain_is_being_built(boot: Boot) -> None:
+    xend = await boot()
+    building = asyncio.create_task(create(xend))
+    await until(lambda: xend.life.registry.named("web"))
+    with pytest.raises(Conflict):
+        xend.domains.console("web")
+    await xend.domains.built("web")
+    assert xend.domains.console("web").reason is None
+    await xend.domains.built("web")
+    await building
+
+
 async def test_poweroff_ends_a_transient_domain_and_its_folder(boot: Boot) -> None:
     xend = await boot()
     await create(xend)

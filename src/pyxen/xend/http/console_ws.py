@@ -49,6 +49,7 @@ class ConsoleSocket:
         offset = query_number(socket, "after")
         wait = bool(query_number(socket, "wait"))
         uuid = self._core.get(ref).uuid
+        await self._core.built(ref)
         console = self._core.console(ref)
         await socket.accept()
         session = _Session(self._core, socket, uuid, console, wait=wait)

@@ -108,6 +108,9 @@ class FakeCore:
     async def delete(self, ref: str) -> None:
         del self.domains[self._become(ref, PowerState.HALTED).uuid]
 
+    async def built(self, ref: str) -> None:
+        self.get(ref)
+
     def console(self, ref: str) -> Console:
         domain = self.get(ref)
         console = self.consoles.get(domain.uuid)
