@@ -93,7 +93,7 @@ class Jail:
         if self.mode is Mode.REQUIRE and self.report.missing:
             raise Unsupported(
                 f"the jail is incomplete: {'; '.join(self.report.missing)}",
-                hint=f"{VARIABLE}={Mode.REQUIRE} asks for all of it; without that a domain starts with what can be had.",
+                hint=f"{VARIABLE}={Mode.REQUIRE} asks for all of it; without that it starts with what can be had.",
             )
 
     def _landlock(self) -> None:
