@@ -53,7 +53,10 @@ class XenDomain(ProcessDomain):
 
     def note_jail(self) -> None:
         """Take what the process says of its jail into ``info``."""
-        report = msgspec.convert(self.answer.get("jail", {}), Report)
+        try:
+            report = msgspec.convert(self.answer.get("jail"), Report)
+        except msgspec.ValidationError:
+            report = Report(missing=["all of it, for what is known"])
         self.info.jail = [*report.layers, *self.info.jail]
         if report.missing:
             self.info.warnings.append(f"the jail of its process has gaps: {'; '.join(report.missing)}")
@@ -69,7 +72,7 @@ class XenDomain(ProcessDomain):
                 reader, writer = await asyncio.open_unix_connection(self.directory / "control.sock")
                 try:
                     writer.write(msgspec.json.encode({"execute": command, "arguments": arguments}) + b"\n")
-                    answer = msgspec.json.decode(await reader.readline())
+                    answer = msgspec.json.decode(await reader.readline(), type=dict[str, Any])
                 finally:
                     writer.close()
         except (OSError, msgspec.DecodeError, TimeoutError) as error:

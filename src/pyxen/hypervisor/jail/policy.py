@@ -61,6 +61,7 @@ IOCTLS: Final = frozenset(call.value for call in Call if call not in _MAKING_A_M
 # DETACHED too.
 _THREAD_FLAGS: Final = frozenset({0x3D0F00, 0x7D0F00})
 _AT_EMPTY_PATH: Final = 0x1000
+_PUNCH_HOLE_KEEP_SIZE: Final = 3
 _PR_SET_NAME: Final = 15
 _DONTNEED_FREE_HUGEPAGE_DONTDUMP: Final = frozenset({mmap.MADV_DONTNEED, 8, mmap.MADV_HUGEPAGE, mmap.MADV_DONTDUMP})
 _FCNTLS: Final = frozenset({fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL})
@@ -68,11 +69,11 @@ _NOT_EXECUTABLE: Final = (Argument(2, frozenset({0}), mask=mmap.PROT_EXEC),)
 
 _FREE: Final = """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close fstat
-    fsync fdatasync fallocate ftruncate
+    fsync fdatasync
     epoll_wait epoll_pwait epoll_ctl poll ppoll timerfd_settime
     accept accept4 recvfrom recvmsg sendto sendmsg shutdown getsockname getpeername getsockopt
     munmap mremap brk
-    futex set_robust_list get_robust_list rseq set_tid_address sched_yield sched_getaffinity getcpu exit exit_group
+    futex set_robust_list get_robust_list rseq set_tid_address sched_yield getcpu exit exit_group
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
     getpid gettid getppid getuid geteuid getgid getegid uname sysinfo getrusage times
     time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep getrandom
@@ -94,11 +95,14 @@ def rules(pid: int) -> list[Rule]:
         Rule("mmap", _NOT_EXECUTABLE, errno.EPERM),
         Rule("mprotect", _NOT_EXECUTABLE, errno.EPERM),
         Rule("madvise", (Argument(2, _DONTNEED_FREE_HUGEPAGE_DONTDUMP),), errno.EINVAL),
+        Rule("fallocate", (Argument(1, frozenset({_PUNCH_HOLE_KEEP_SIZE})),), errno.EOPNOTSUPP),
         Rule("fcntl", (Argument(1, _FCNTLS),), errno.EPERM),
         # The C library's fstat.
         Rule("newfstatat", (Argument(3, frozenset({_AT_EMPTY_PATH}), mask=_AT_EMPTY_PATH),), errno.ENOENT),
         # Its own limits, to be read: glibc asks how large the stack may grow.
         Rule("prlimit64", (Argument(0, frozenset({0})), Argument(2, frozenset({0}))), errno.EPERM),
+        # How many CPUs there are.
+        Rule("sched_getaffinity", (Argument(0, frozenset({0, pid})),), errno.EPERM),
         # Its own threads, to interrupt a VCPU; and itself, to abort.
         Rule("tgkill", (Argument(0, frozenset({pid})),)),
         Rule("clone", (Argument(0, _THREAD_FLAGS),)),

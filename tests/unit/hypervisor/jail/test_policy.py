@@ -30,7 +30,7 @@ def decision(name: str, *arguments: int) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        *("read", "write", "preadv2", "pwritev2", "fallocate", "fdatasync", "accept4", "recvmsg", "sendto", "futex"),
+        *("read", "write", "preadv2", "pwritev2", "fdatasync", "accept4", "recvmsg", "sendto", "futex"),
         *("epoll_wait", "timerfd_settime", "restart_syscall", "rt_sigreturn", "munmap", "exit_group", "clock_gettime"),
     ],
 )
@@ -46,7 +46,19 @@ def test_what_the_process_lives_on(name: str) -> None:
         *("io_uring_setup", "userfaultfd", "perf_event_open", "process_vm_readv", "process_vm_writev", "pidfd_open"),
         *("pidfd_getfd", "pidfd_send_signal", "memfd_create", "keyctl", "add_key", "init_module", "kexec_load"),
         *("open_by_handle_at", "seccomp", "personality", "modify_ldt", "iopl", "rename", "link", "symlink", "mkdir"),
-        *("chmod", "fchmod", "chown", "fchown", "truncate", "mknod", "shmat", "msgget", "socketpair", "pipe2"),
+        *(
+            "chmod",
+            "fchmod",
+            "chown",
+            "fchown",
+            "truncate",
+            "ftruncate",
+            "mknod",
+            "shmat",
+            "msgget",
+            "socketpair",
+            "pipe2",
+        ),
     ],
 )
 def test_what_ends_the_process(name: str) -> None:
@@ -75,6 +87,8 @@ def test_what_finds_an_empty_file_system(name: str) -> None:
         ("mprotect", (0x1000, 4096, 4 | _HIGH), REFUSE | errno.EPERM),
         ("madvise", (0x1000, 4096, 4), ALLOW),
         ("madvise", (0x1000, 4096, 12), REFUSE | errno.EINVAL),  # MERGEABLE
+        ("fallocate", (3, 3, 0, 4096), ALLOW),
+        ("fallocate", (3, 0, 0, 1 << 40), REFUSE | errno.EOPNOTSUPP),  # room on the host's disk
         ("clone", (0x3D0F00,), ALLOW),
         ("clone", (0x01200011,), KILL),  # fork
         ("clone", (0x3D0F00 | 0x10000000,), KILL),  # a thread in a user namespace
