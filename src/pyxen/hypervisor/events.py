@@ -33,7 +33,7 @@ class Events:
     """Appends to ``path``; each line goes out in one piece. From any thread."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def ready(self, jail: Report) -> None:
         """Everything that was asked for is there, and the main loop runs; in which jail."""

@@ -69,7 +69,7 @@ _NOT_EXECUTABLE: Final = (Argument(2, frozenset({0}), mask=mmap.PROT_EXEC),)
 
 _FREE: Final = """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close fstat
-    fsync fdatasync
+    fsync fdatasync ftruncate
     epoll_wait epoll_pwait epoll_ctl poll ppoll timerfd_settime
     accept accept4 recvfrom recvmsg sendto sendmsg shutdown getsockname getpeername getsockopt
     munmap mremap brk
