@@ -46,18 +46,7 @@ def test_what_the_process_lives_on(name: str) -> None:
         *("io_uring_setup", "userfaultfd", "perf_event_open", "process_vm_readv", "process_vm_writev", "pidfd_open"),
         *("pidfd_getfd", "pidfd_send_signal", "memfd_create", "keyctl", "add_key", "init_module", "kexec_load"),
         *("open_by_handle_at", "seccomp", "personality", "modify_ldt", "iopl", "rename", "link", "symlink", "mkdir"),
-        *(
-            "chmod",
-            "fchmod",
-            "chown",
-            "fchown",
-            "truncate",
-            "mknod",
-            "shmat",
-            "msgget",
-            "socketpair",
-            "pipe2",
-        ),
+        *("chmod", "fchmod", "chown", "fchown", "truncate", "mknod", "shmat", "msgget", "socketpair", "pipe2"),
     ],
 )
 def test_what_ends_the_process(name: str) -> None:
