@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ import msgspec
 import pytest
 
 from pyxen.api import ShutdownReason
-from pyxen.config.model import Disk, DiskFormat, DomainConfig
+from pyxen.config.model import Disk, DiskFormat, DomainConfig, Vif
 from pyxen.engine.contract import DomainSpec, RunningDomain, Stopped
 from pyxen.engine.domain import load_info
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.process import find
 from pyxen.engine.xen import XenDomain, XenEngine
 from pyxen.errors import EngineError
 from pyxen.hypervisor.jail import Report
@@ -47,7 +49,7 @@ async def engine(place: Path) -> AsyncIterator[XenEngine]:
     found.reap(place / "domains" / "3")
 
 
-async def start(engine: XenEngine, place: Path, *, paused: bool = False) -> tuple[RunningDomain, Path]:
+async def start(engine: XenEngine, place: Path, *, paused: bool = False, **config: Any) -> tuple[RunningDomain, Path]:
     directory = place / "domains" / "3"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -60,7 +62,7 @@ async def start(engine: XenEngine, place: Path, *, paused: bool = False) -> tupl
     spec = DomainSpec(
         domid=3,
         uuid="00000000-0000-0000-0000-000000000003",
-        config=DomainConfig(name="micro", memory=64, vcpus=2, disk=(disk,)),
+        config=DomainConfig(**{"name": "micro", "memory": 64, "vcpus": 2, "disk": (disk,), **config}),
         kernel=str(place / "vmlinux"),
         uid=PRISONER if IS_ROOT else None,
     )
@@ -157,6 +159,18 @@ def _xenstore(directory: Path, path: bytes) -> bytes:
         while len(answer) < 16 or len(answer) < 16 + int.from_bytes(answer[12:16], sys.byteorder):
             answer += store.recv(4096)
     return answer[16:]
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (apt-get install qemu-utils)")
+async def test_other_processes_serve_its_disks_and_networks(engine: XenEngine, place: Path) -> None:
+    image = place / "disk.qcow2"
+    await asyncio.to_thread(subprocess.check_call, ["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"])
+    disk = Disk(vdev="xvda", target=str(image), format=DiskFormat.QCOW2)
+    domain, directory = await start(engine, place, disk=(disk,), vif=(Vif(mac="00:16:3e:00:00:01"),))
+    report = msgspec.convert((await ask(directory, "status"))["jail"], Report)
+    assert "seccomp" in report.layers and bool(domain.info.warnings) == bool(report.missing)
+    await domain.destroy()
+    assert find(directory) == []
 
 
 async def test_a_forbidden_call_is_named_as_the_end(engine: XenEngine, place: Path) -> None:

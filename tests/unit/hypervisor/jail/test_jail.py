@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -23,7 +24,8 @@ from typing import Any
 import pytest
 
 from pyxen.backend.disk import RawDisk
-from pyxen.backend.link import PLAIN, TapLink
+from pyxen.backend.link import PLAIN, StreamLink, TapLink
+from pyxen.backend.nbd import NbdDisk
 from pyxen.errors import InvalidRequest, Unsupported
 from pyxen.hypervisor import linux
 from pyxen.hypervisor.jail import Jail, Mode, landlock, limits, mode, namespaces, privileges
@@ -205,6 +207,35 @@ def test_disks_work(place: Path, ordinary: bool) -> None:
 
     outcome = jailed(use, place, ordinary=ordinary, made=lambda: RawDisk(image, read_only=False))
     assert outcome.said == ["abcdefgh", "00" * 8, 1 << 20, True]
+
+
+@pytest.mark.skipif(shutil.which("qemu-nbd") is None, reason="qemu-nbd is not installed (apt-get install qemu-utils)")
+def test_disks_behind_a_server_and_streams_work(place: Path, ordinary: bool) -> None:
+    image, path = place / "disk.qcow2", place / "nbd"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+    # It ends with its only client, the child.
+    subprocess.run(["qemu-nbd", "--fork", "--discard=unmap", "-f", "qcow2", f"--socket={path}", image], check=True)
+    path.chmod(0o666)
+
+    def make() -> tuple[NbdDisk, StreamLink, socket.socket]:
+        ours, theirs = socket.socketpair()
+        return NbdDisk(path), StreamLink(ours), theirs
+
+    def use(things: tuple[NbdDisk, StreamLink, socket.socket]) -> list[Any]:
+        disk, link, other = things
+        disk.write_from(4096, [memoryview(b"abcd"), memoryview(b"efgh")])
+        disk.flush()
+        found = bytearray(8)
+        disk.read_into(4096, [memoryview(found)])
+        disk.discard(0, 65536)
+        disk.close()
+        link.send([b"a frame"], PLAIN)
+        other.sendall(other.recv(100))
+        buffer = bytearray(70000)
+        received = link.receive(buffer)
+        return [found.decode(), buffer[: received[0] if received else 0].decode()]
+
+    assert jailed(use, place, ordinary=ordinary, made=make).said == ["abcdefgh", "a frame"]
 
 
 def test_sockets_that_listen_take_callers_and_their_descriptors(place: Path, ordinary: bool) -> None:
