@@ -371,7 +371,20 @@ def test_a_tap_works_from_another_network_namespace() -> None:
 
 
 @pytest.mark.skipif(not cell.user_namespaces() and not IS_ROOT, reason="this host has no user namespaces")
-def test_the_root_is_empty_without_the_other_layers(place: Path, ordinary: bool) -> None:
+@pytest.mark.parametrize("pivots", [True, False], ids=["pivot", "initial-ram-disk"])
+def test_the_root_is_empty_without_the_other_layers(
+    place: Path, ordinary: bool, pivots: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, *arguments: object) -> int:
+        """As an initial RAM disk does, which can't be left that way."""
+        if arguments[0] == NUMBERS["pivot_root"]:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return checked(name, *arguments)
+
+    checked = linux.checked
+    if not pivots:
+        monkeypatch.setattr(linux, "checked", refuse)
+
     def look() -> list[Any]:
         before = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "net", "ipc", "uts")]
         namespaces.unshare()
