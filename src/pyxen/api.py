@@ -141,6 +141,8 @@ class Domain(Struct):
     forwards: list[str] = field(default_factory=list)
     """User-mode port forwards, ``tcp 127.0.0.1:2222 -> 22``."""
     warnings: list[str] = field(default_factory=list)
+    jail: list[str] = field(default_factory=list)
+    """What confines the domain's process (docs/security.md)."""
     config: DomainConfig | None = None
     """What the user asked for; None for Domain-0."""
 

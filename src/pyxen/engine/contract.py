@@ -77,6 +77,8 @@ class StartedInfo:
     vnc: str | None = None
     forwards: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    jail: list[str] = field(default_factory=list)
+    """What confines the process, beyond its user's own bounds."""
 
 
 class RunningDomain(Protocol):

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from pyxen.api import ShutdownReason
+from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
 from pyxen.engine.inotify import Inotify
-from pyxen.engine.process import Process, last_words, read_pid
+from pyxen.engine.process import Process, kill_all, last_words, read_pid
 from pyxen.engine.threads import ThreadClock
 from pyxen.errors import EngineError
 
 _INFO = "info.json"
+_OUT_OF_BOUNDS = "it made a system call that its jail does not allow; with PYXEN_JAIL=trap it would say which"
 
 
 def save_info(directory: Path, info: StartedInfo) -> None:
@@ -106,6 +109,11 @@ class ProcessDomain:
     def alive(self) -> bool:
         """Is there a process, be its guest stopped or not?"""
         return self._process is not None and self._process.alive
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What the monitor said of itself when it was ready."""
+        return self._events.fate.answer
 
     def on_stopped(self, callback: Callable[[Stopped], None]) -> None:
         if self._stopped is None:
@@ -200,7 +208,18 @@ class ProcessDomain:
             loop.call_soon(callback, stopped)
 
     def _words(self) -> str:
-        return last_words(self.directory / "stderr")
+        words = last_words(self.directory / "stderr")
+        if self._process is not None and self._process.ended_by == signal.SIGSYS:
+            return f"{words}\n{_OUT_OF_BOUNDS}".strip()
+        return words
+
+
+def reap(directory: Path) -> None:
+    """Kill whatever process belongs to a domain's folder, and let its cgroup go. Blocking."""
+    kill_all(directory)
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        spec = msgspec.json.decode((directory / "domain.json").read_bytes(), type=DomainSpec)
+        cgroup.remove(spec.uuid)
 
 
 def write_pid(directory: Path, pid: int) -> None:

@@ -51,6 +51,8 @@ class Fate:
     paused: bool = True
     """No VCPU may run. So it begins: domains are started stopped and then told to go on."""
     stopped: Stopped | None = None
+    answer: dict[str, Any] = field(default_factory=dict)
+    """What the monitor said of itself when it was ready."""
     errors: list[str] = field(default_factory=list)
     """What the monitor answered to the commands it was started with, where it refused them."""
 
@@ -60,6 +62,7 @@ class Fate:
             self.errors.append(str(error.get("desc", error)))
         elif message.get("id") == READY_ID and "return" in message:
             self.ready = True
+            self.answer = message["return"] if isinstance(message["return"], dict) else {}
         data = message.get("data")
         match message.get("event"):
             case "STOP":

@@ -62,6 +62,8 @@ class Process:
     def __init__(self, pid: int, on_exit: Callable[[], None]) -> None:
         """Raises ProcessLookupError if there is no such process."""
         self.pid = pid
+        self.ended_by: int | None = None
+        """The signal that ended it, where it was our child and one did."""
         self._loop = asyncio.get_running_loop()
         self._on_exit = on_exit
         self._gone = asyncio.Event()
@@ -100,16 +102,19 @@ class Process:
                 signal.pidfd_send_signal(self._fd, number)
 
     def _exited(self) -> None:
-        _collect(self.pid)
+        self.ended_by = _collect(self.pid)
         self.close()
         self._gone.set()
         self._on_exit()
 
 
-def _collect(pid: int) -> None:
-    """Let a dead child go. Someone else's child is its own parent's (or init's) business."""
+def _collect(pid: int) -> int | None:
+    """Let a dead child go; returns the signal that it died of. Someone else's child is its own parent's business."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found and os.WIFSIGNALED(status):
+            return os.WTERMSIG(status)
+    return None
 
 
 def command_line(pid: int) -> list[bytes]:

@@ -12,9 +12,10 @@ import msgspec
 from pyxen import __version__
 from pyxen.api import EngineInfo
 from pyxen.config.model import DiskFormat, DomainConfig, DomainType
+from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
-from pyxen.engine.domain import ProcessDomain, save_info, write_pid
+from pyxen.engine.domain import ProcessDomain, reap, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import kvm_verdict
 from pyxen.engine.process import end_all, marker, spawn
@@ -22,6 +23,7 @@ from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
 from pyxen.engine.vifs import check_networks, open_networks
 from pyxen.errors import ConfigError, Conflict, EngineError, Unsupported
+from pyxen.hypervisor.jail import Report
 
 _READY_S = 30.0
 _ANSWER_S = 30.0
@@ -47,6 +49,17 @@ class XenDomain(ProcessDomain):
         await super().destroy()
         # Its disks' server, too; asked to end, since what it has cached belongs into the images.
         await asyncio.to_thread(end_all, self.directory)
+        cgroup.remove(self.spec.uuid)
+
+    def note_jail(self) -> None:
+        """Take what the process says of its jail into ``info``."""
+        try:
+            report = msgspec.convert(self.answer.get("jail"), Report)
+        except msgspec.ValidationError:
+            report = Report(missing=["all of it, for what is known"])
+        self.info.jail = [*report.layers, *self.info.jail]
+        if report.missing:
+            self.info.warnings.append(f"the jail of its process has gaps: {'; '.join(report.missing)}")
 
     async def dump_core(self, path: Path) -> None:
         raise Unsupported("the Xen engine can't dump core yet")
@@ -59,7 +72,7 @@ class XenDomain(ProcessDomain):
                 reader, writer = await asyncio.open_unix_connection(self.directory / "control.sock")
                 try:
                     writer.write(msgspec.json.encode({"execute": command, "arguments": arguments}) + b"\n")
-                    answer = msgspec.json.decode(await reader.readline())
+                    answer = msgspec.json.decode(await reader.readline(), type=dict[str, Any])
                 finally:
                     writer.close()
         except (OSError, msgspec.DecodeError, TimeoutError) as error:
@@ -115,6 +128,8 @@ class XenEngine:
             raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
         domain = XenDomain(spec, directory, pid, self._inotify, info)
         await domain.settle(_READY_S, paused=paused)
+        domain.note_jail()
+        save_info(directory, info)
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
@@ -122,6 +137,7 @@ class XenEngine:
 
     def reap(self, directory: Path) -> None:
         end_all(directory)
+        reap(directory)
 
 
 def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool) -> int:
@@ -138,8 +154,16 @@ def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: boo
             pass_fds=descriptors.fds,
         )
     write_pid(directory, pid)
+    if (group := cgroup.enter(spec.uuid, pid)) is not None:
+        info.jail = cgroup.limit(group, _limits(spec.config))
     save_info(directory, info)
     return pid
+
+
+def _limits(config: DomainConfig) -> cgroup.Limits:
+    """Python and the tables of a guest's memory, in the kernel too; a thread for each VCPU and each disk's queue."""
+    vcpus = max(config.vcpus, config.maxvcpus or 0)
+    return cgroup.Limits(config.memory + config.memory // 64 + 384, vcpus + 256)
 
 
 def _with_console(cmdline: str) -> str:

@@ -17,6 +17,7 @@ from pyxen.abi.sched import (
     SHUTDOWN_SUSPEND,
     SHUTDOWN_WATCHDOG,
 )
+from pyxen.hypervisor.jail import Report
 
 _READY: Final = "ready"
 _REASONS: Final = {
@@ -32,11 +33,11 @@ class Events:
     """Appends to ``path``; each line goes out in one piece. From any thread."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
-    def ready(self) -> None:
-        """Everything that was asked for is there, and the main loop runs."""
-        self._write({"return": {}, "id": _READY})
+    def ready(self, jail: Report) -> None:
+        """Everything that was asked for is there, and the main loop runs; in which jail."""
+        self._write({"return": {"jail": jail}, "id": _READY})
 
     def paused(self) -> None:
         self._event("STOP")

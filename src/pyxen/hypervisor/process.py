@@ -22,6 +22,7 @@ from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.devices import Devices, Sources
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.events import Events
+from pyxen.hypervisor.jail import Jail, Report, mode
 from pyxen.hypervisor.kvm_machine import KvmMachine
 from pyxen.hypervisor.loop import Loop
 from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE
@@ -42,6 +43,8 @@ class DomainProcess:
     def __init__(self, directory: Path, spec: DomainSpec, sources: Sources) -> None:
         """Make everything, run nothing yet. Raises PyxenError."""
         self.spec = spec
+        self._directory = directory
+        self._jail = Report()
         self.stop_reason: str | None = None
         self._paused = True
         self._words: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: T201  the file "stderr"
@@ -98,10 +101,12 @@ class DomainProcess:
         self._listener = Listener(directory / "xenstore.sock", store, self.loop.selector)
         self.loop.after_each_round(self._listener.flush)
 
-    def run(self, *, paused: bool) -> None:
-        """Run the guest and the main loop, until ``quit``."""
+    def run(self, jail: Jail, *, paused: bool) -> None:
+        """Enter the jail; run the guest and the main loop, until ``quit``. Raises PyxenError."""
+        jail.enter(self._directory, uid=self.spec.uid, vcpus=len(self.domain.vcpus))
+        self._jail = jail.report
         self.machine.start(paused=paused)
-        self._events.ready()
+        self._events.ready(self._jail)
         if not paused:
             self._paused = False
             self._events.resumed()
@@ -147,7 +152,12 @@ class DomainProcess:
         self.toolstack.ask(reason)
 
     def status(self) -> dict[str, object]:
-        return {"paused": self._paused, "stopped": self.stop_reason, "vcpus": len(self.domain.vcpus)}
+        return {
+            "paused": self._paused,
+            "stopped": self.stop_reason,
+            "vcpus": len(self.domain.vcpus),
+            "jail": self._jail,
+        }
 
     def set_vcpus(self, count: int) -> None:
         """Tell the guest to use ``count`` VCPUs."""
@@ -214,6 +224,7 @@ def main(argv: list[str]) -> None:
         taps={int(number): int(fd) for number, fd in options.tap},
         streams={int(number): int(fd) for number, fd in options.stream},
     )
+    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values()])
     process = DomainProcess(directory, load(directory / "domain.json"), sources)
 
     def quit_soon(number: int, frame: FrameType | None) -> None:
@@ -222,7 +233,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, quit_soon)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.closing(process):
-        process.run(paused=options.paused)
+        process.run(jail, paused=options.paused)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from enum import Enum, auto
-from pathlib import Path
 from typing import Final, Protocol
 
 from pyxen.abi.cpuid import HYPERCALL_MSR
 from pyxen.abi.vcpu import VcpuContext
 from pyxen.errors import PyxenError
+from pyxen.hypervisor import linux
 from pyxen.hypervisor.builder import acpi, entry, hypercall_sites
 from pyxen.hypervisor.kvm import KvmVcpu
 from pyxen.hypervisor.kvm.uapi import RUN_UNION, Exit, MpState, Register
@@ -121,7 +121,7 @@ class Processor:
 
     def _main(self) -> None:
         # As QEMU names its threads, so that they are found and accounted for alike.
-        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(f"CPU {self.index}/KVM")
+        linux.name_thread(f"CPU {self.index}/KVM")
         try:
             self._loop()
         except PyxenError as error:

@@ -19,6 +19,8 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     ramdisk: str | None = None
     cmdline: str = ""
+    uid: int | None = None
+    """Who to be while the guest runs, with the group of the same number; None: who started the process."""
 
 
 def load(path: Path) -> DomainSpec:

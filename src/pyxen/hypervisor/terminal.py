@@ -20,7 +20,7 @@ class Log:
     """``console.log``. From any thread; a full disk loses output rather than stopping the guest."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
         try:
@@ -45,7 +45,7 @@ class Terminal:
         if not fifo.exists() or not stat.S_ISFIFO(fifo.stat().st_mode):
             os.mkfifo(fifo, 0o600)
         # For writing too, so that it never ends.
-        self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._read_on()
 
     def close(self) -> None:

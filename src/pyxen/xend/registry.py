@@ -111,6 +111,7 @@ class Registry:
         domain.vnc = live.process.info.vnc
         domain.forwards = list(live.process.info.forwards)
         domain.warnings = list(live.process.info.warnings)
+        domain.jail = list(live.process.info.jail)
         if record.phase is Phase.RUNNING:
             domain.power_state, domain.state = _running_state(record, live, statistics)
 

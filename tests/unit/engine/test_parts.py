@@ -238,6 +238,17 @@ def test_cgroups_where_there_are_none(tmp_path: Path) -> None:
     assert (group / "cgroup.procs").read_text() == "1"
 
 
+def test_cgroups_limit_what_their_controllers_can(tmp_path: Path) -> None:
+    """A file that the kernel has not put there belongs to a controller that is not in use."""
+    limits = cgroup.Limits(memory_mib=3, threads=7)
+    assert cgroup.limit(tmp_path, limits) == []
+    assert list(tmp_path.iterdir()) == []
+    for name in ("memory.max", "pids.max"):
+        (tmp_path / name).touch()
+    assert cgroup.limit(tmp_path, limits) == ["memory limit", "process limit"]
+    assert [(tmp_path / name).read_text() for name in ("memory.max", "pids.max")] == ["3145728", "7"]
+
+
 def test_a_process_is_known_by_its_folder_alone(tmp_path: Path) -> None:
     """Somebody who follows the log of domain 7 is not domain 7, and domain 77 is another one."""
     directory = tmp_path / "7"

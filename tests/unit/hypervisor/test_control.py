@@ -17,6 +17,7 @@ from pyxen.engine.events import EventLog
 from pyxen.errors import Conflict
 from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.events import Events
+from pyxen.hypervisor.jail import Report
 from pyxen.hypervisor.loop import Loop
 
 
@@ -100,7 +101,7 @@ def test_callers_come_and_go(path: Path) -> None:
 def test_xend_reads_how_the_guest_ended(tmp_path: Path, reason: int, expected: ShutdownReason) -> None:
     events = Events(tmp_path / "events")
     log = EventLog(tmp_path / "events")
-    events.ready()
+    events.ready(Report())
     events.resumed()
     fate = log.read()
     assert (fate.ready, fate.paused, fate.stopped) == (True, False, None)

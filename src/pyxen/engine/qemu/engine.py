@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import subprocess
 from pathlib import Path
 
-import msgspec
-
 from pyxen.api import EngineInfo
 from pyxen.config.model import Accelerator, DomainConfig, DomainType
-from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, RunningDomain
+from pyxen.engine.domain import reap
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
-from pyxen.engine.process import kill_all
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.domain import QemuDomain
 from pyxen.engine.qemu.launch import find_binary, find_firmware, kvm_group, launch
@@ -119,10 +115,7 @@ class QemuEngine:
         return QemuDomain.adopt(spec, directory, self._watcher())
 
     def reap(self, directory: Path) -> None:
-        kill_all(directory)
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            spec = msgspec.json.decode((directory / "domain.json").read_bytes(), type=DomainSpec)
-            cgroup.remove(spec.uuid)
+        reap(directory)
 
     def _watcher(self) -> Inotify:
         if self._inotify is None:

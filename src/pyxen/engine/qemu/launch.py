@@ -77,11 +77,20 @@ def launch(spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool)
                 pass_fds=descriptors.fds,
             )
         write_pid(directory, pid)
+        if (group := cgroup.enter(spec.uuid, pid)) is not None:
+            info.jail = cgroup.limit(group, _limits(spec.config, accelerator))
         save_info(directory, info)
     except OSError as error:
         raise EngineError(f"cannot start QEMU for '{spec.config.name}': {error}") from error
-    cgroup.enter(spec.uuid, pid)
     return pid, info
+
+
+def _limits(config: DomainConfig, accelerator: str) -> cgroup.Limits:
+    """TCG keeps up to 1 GiB of translated code; QEMU's pool for disk requests has up to 64 threads for each disk."""
+    memory = max(config.memory, config.maxmem or 0)
+    vcpus = max(config.vcpus, config.maxvcpus or 0)
+    own = 512 + (1024 if accelerator == "tcg" else 0)
+    return cgroup.Limits(memory + memory // 64 + own, vcpus + 128 + 64 * len(config.disk))
 
 
 def _gather(
