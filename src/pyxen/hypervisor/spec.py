@@ -20,6 +20,15 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     ramdisk: str | None = None
     cmdline: str = ""
 
+    @property
+    def most_memory(self) -> int:
+        """MiB that the guest may have: its map shows as many from the start."""
+        return max(self.config.memory, self.config.maxmem or 0)
+
+    @property
+    def most_vcpus(self) -> int:
+        return max(self.config.vcpus, self.config.maxvcpus or 0)
+
 
 def load(path: Path) -> DomainSpec:
     """Raises InvalidRequest if there is no such file or it says something else."""

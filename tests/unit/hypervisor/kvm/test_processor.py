@@ -39,6 +39,9 @@ class Xen:
     def started(self, vcpu: int) -> None:
         self.seen.put(("started", vcpu))
 
+    def halted(self, vcpu: int) -> None:
+        self.seen.put(("halted", vcpu))
+
     def switched_off(self) -> None:
         self.seen.put(("switched off",))
 
