@@ -17,6 +17,7 @@ def read(path: Path, word: bytes) -> dict[str, Any]:
         header = struct.unpack("<16sHHIQQQIHHHHHH", file.read(64))
         assert header[0][:5] == b"\x7fELF\x02", header
         assert (header[1], header[2]) == (4, 62), header
+        file.seek(header[5])
         segments = [struct.unpack("<IIQQQQQQ", file.read(56)) for _ in range(header[10])]
         found: dict[str, Any] = {"memory": [], "notes": [], "rip": [], "word": []}
         for kind, _, offset, _, address, size, memory_size, _ in segments:
