@@ -17,6 +17,12 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/unpause    Domain
     POST   /v1/domains/{domain}/rename     RenameRequest → Domain
     GET    /v1/domains/{domain}/vcpus      VcpuList
+    POST   /v1/domains/{domain}/set-vcpus  SetVcpusRequest → 202 Domain      (asks the guest, as the next two do)
+    POST   /v1/domains/{domain}/set-memory SetMemoryRequest → 202 Domain
+    POST   /v1/domains/{domain}/set-maxmem SetMaxmemRequest → Domain
+    POST   /v1/domains/{domain}/sysrq      SysrqRequest → 202 Domain
+    POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
+    POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
     WS     /v1/domains/{domain}/console    see below
     GET    /v1/events                      text/event-stream of Event; ``?after=SEQUENCE`` replays what is still kept
     GET    /v1/log                         text/plain, xend's log        ``?tail=N`` lines
@@ -42,7 +48,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from pyxen.config.model import DomainConfig, Name
+from pyxen.config.model import DomainConfig, Mib, Name, VcpuCount
 
 API_VERSION = "v1"
 
@@ -71,6 +77,17 @@ class ShutdownReason(StrEnum):
     """By xend, on somebody's order."""
     FAILED = "failed"
     """The monitor's process died under the domain."""
+
+
+class Trigger(StrEnum):
+    """Events of hardware, in the words of xl's trigger."""
+
+    NMI = "nmi"
+    RESET = "reset"
+    INIT = "init"
+    POWER = "power"
+    SLEEP = "sleep"
+    S3RESUME = "s3resume"
 
 
 class Problem(Struct, omit_defaults=True):
@@ -120,8 +137,10 @@ class Domain(Struct):
     """Six positions ``rbpscd``: running, blocked, paused, shutdown, crashed, dying; empty when not running."""
     managed: bool
     memory_mib: int
+    """What the guest has; ``config.memory`` is what it was told to have."""
     maxmem_mib: int
     vcpus: int
+    """Those that are online; ``config.vcpus`` is how many it was told to use."""
     maxvcpus: int
     cpu_time_s: float
     created_at: float
@@ -168,6 +187,51 @@ class ShutdownRequest(Struct, forbid_unknown_fields=True):
 
 class RenameRequest(Struct, forbid_unknown_fields=True):
     name: Name
+
+
+class SetVcpusRequest(Struct, forbid_unknown_fields=True):
+    count: VcpuCount
+    """The guest is to use VCPUs 0 to ``count`` - 1. Of a domain that isn't running: ``vcpus`` of its description."""
+
+
+class SetMemoryRequest(Struct, forbid_unknown_fields=True):
+    memory_mib: Mib
+    """The guest's balloon is to leave it so much. Of a domain that isn't running: ``memory`` of its description."""
+
+
+class SetMaxmemRequest(Struct, forbid_unknown_fields=True):
+    maxmem_mib: Mib
+    """The most that may be asked for. A running domain can't get more than it was started for."""
+
+
+class SysrqRequest(Struct, forbid_unknown_fields=True):
+    key: Annotated[str, Meta(pattern=r"^[!-~]$(?!\n)", description="what is pressed together with SysRq")]
+
+
+class TriggerRequest(Struct, forbid_unknown_fields=True):
+    trigger: Trigger
+    vcpu: Annotated[int, Meta(ge=0, le=511)] | None = None
+    """None: all, or whichever it is for."""
+
+
+class DumpRequest(Struct, forbid_unknown_fields=True):
+    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")] | None = None
+    """An absolute path on xend's machine; None: one in xend's own folder."""
+    live: bool = False
+    """Don't pause the guest; the memory in the core is then of no one moment."""
+    crash: bool = False
+    """Destroy the domain afterwards."""
+    reset: bool = False
+    """Reset it afterwards."""
+
+
+class CoreDump(Struct):
+    """A core that has been written."""
+
+    name: str
+    path: str
+    disk_bytes: int
+    """What it takes on the disk: pages of zeros take nothing."""
 
 
 class EngineInfo(Struct):
@@ -247,7 +311,8 @@ class Event(Struct, omit_defaults=True):
     time: float
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -renamed, -silent,
-    -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -dumped, -preserved, -restarted,
+    -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
+    -maxmem-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
     -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; xend-started, xend-stopping;
     events-lost (older ones are no longer kept)."""
     domid: int | None = None

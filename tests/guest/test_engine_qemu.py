@@ -347,7 +347,8 @@ async def test_a_core_is_an_elf_file(lab: Lab) -> None:
     domain = await lab.start(spec)
     await lab.end_of(domain)
     core = lab.root / "core"
-    await domain.dump_core(core)
+    with core.open("wb") as file:
+        await domain.dump_core(file.fileno())
     assert core.stat().st_size > 160 << 20
     with core.open("rb") as file:
         assert file.read(4) == b"\x7fELF"

@@ -35,6 +35,8 @@ class Call(Generic[T_co]):
     body: bytes | None = None
     ref: str | None = None
     """The domain that the call is about."""
+    slow: bool = False
+    """The answer may take as long as it likes."""
 
     @property
     def safe(self) -> bool:
@@ -158,6 +160,31 @@ def rename(ref: str, name: str) -> Call[api.Domain]:
 
 def destroy(ref: str) -> Call[api.Domain]:
     return _post(ref, "destroy")
+
+
+def set_vcpus(ref: str, count: int) -> Call[api.Domain]:
+    return _post(ref, "set-vcpus", api.SetVcpusRequest(count=count))
+
+
+def set_memory(ref: str, memory_mib: int) -> Call[api.Domain]:
+    return _post(ref, "set-memory", api.SetMemoryRequest(memory_mib=memory_mib))
+
+
+def set_maxmem(ref: str, maxmem_mib: int) -> Call[api.Domain]:
+    return _post(ref, "set-maxmem", api.SetMaxmemRequest(maxmem_mib=maxmem_mib))
+
+
+def sysrq(ref: str, key: str) -> Call[api.Domain]:
+    return _post(ref, "sysrq", api.SysrqRequest(key=key))
+
+
+def trigger(ref: str, trigger: api.Trigger, vcpu: int | None) -> Call[api.Domain]:
+    return _post(ref, "trigger", api.TriggerRequest(trigger=trigger, vcpu=vcpu))
+
+
+def dump_core(ref: str, path: str | None, *, live: bool, crash: bool, reset: bool) -> Call[api.CoreDump]:
+    body = msgspec.json.encode(api.DumpRequest(path=path, live=live, crash=crash, reset=reset))
+    return Call("POST", _domain_path(ref, "dump-core"), api.CoreDump, body, ref, slow=True)
 
 
 def pause(ref: str) -> Call[api.Domain]:

@@ -91,6 +91,35 @@ class AsyncClient:
     async def unpause(self, ref: str) -> api.Domain:
         return await self._call(_calls.unpause(ref))
 
+    async def set_vcpus(self, ref: str, count: int) -> api.Domain:
+        """Ask the guest to use VCPUs 0 to ``count`` - 1; does not wait for it."""
+        return await self._call(_calls.set_vcpus(ref, count))
+
+    async def set_memory(self, ref: str, memory_mib: int) -> api.Domain:
+        """Ask the guest to shrink or grow to ``memory_mib``; does not wait for it."""
+        return await self._call(_calls.set_memory(ref, memory_mib))
+
+    async def set_maxmem(self, ref: str, maxmem_mib: int) -> api.Domain:
+        """Set the most memory that the domain may be given."""
+        return await self._call(_calls.set_maxmem(ref, maxmem_mib))
+
+    async def sysrq(self, ref: str, key: str) -> api.Domain:
+        """Press SysRq and ``key`` in the guest."""
+        return await self._call(_calls.sysrq(ref, key))
+
+    async def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None = None) -> api.Domain:
+        """Send the guest an event of hardware."""
+        return await self._call(_calls.trigger(ref, trigger, vcpu))
+
+    async def dump_core(
+        self, ref: str, path: str | None = None, *, live: bool = False, crash: bool = False, reset: bool = False
+    ) -> api.CoreDump:
+        """Write an ELF core to ``path``, absolute and on xend's machine; returns when it is written.
+
+        The guest is paused meanwhile unless ``live``. Then the domain goes on, or is destroyed (``crash``), or reset.
+        """
+        return await self._call(_calls.dump_core(ref, path, live=live, crash=crash, reset=reset))
+
     async def rename(self, ref: str, name: str) -> api.Domain:
         return await self._call(_calls.rename(ref, name))
 
@@ -164,8 +193,11 @@ class AsyncClient:
     async def _once(self, call: Call[T]) -> T:
         import httpx2
 
+        timeout = httpx2.Timeout(10.0, read=None) if call.slow else httpx2.USE_CLIENT_DEFAULT
         try:
-            response = await self._http.request(call.method, call.target, content=call.body, headers=call.headers)
+            response = await self._http.request(
+                call.method, call.target, content=call.body, headers=call.headers, timeout=timeout
+            )
         except httpx2.TransportError as error:
             raise self._explain(call, error) from error
         return _calls.decode(call, response.status_code, response.content)

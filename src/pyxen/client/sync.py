@@ -87,6 +87,35 @@ class Client:
     def unpause(self, ref: str) -> api.Domain:
         return self._call(_calls.unpause(ref))
 
+    def set_vcpus(self, ref: str, count: int) -> api.Domain:
+        """Ask the guest to use VCPUs 0 to ``count`` - 1; does not wait for it."""
+        return self._call(_calls.set_vcpus(ref, count))
+
+    def set_memory(self, ref: str, memory_mib: int) -> api.Domain:
+        """Ask the guest to shrink or grow to ``memory_mib``; does not wait for it."""
+        return self._call(_calls.set_memory(ref, memory_mib))
+
+    def set_maxmem(self, ref: str, maxmem_mib: int) -> api.Domain:
+        """Set the most memory that the domain may be given."""
+        return self._call(_calls.set_maxmem(ref, maxmem_mib))
+
+    def sysrq(self, ref: str, key: str) -> api.Domain:
+        """Press SysRq and ``key`` in the guest."""
+        return self._call(_calls.sysrq(ref, key))
+
+    def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None = None) -> api.Domain:
+        """Send the guest an event of hardware."""
+        return self._call(_calls.trigger(ref, trigger, vcpu))
+
+    def dump_core(
+        self, ref: str, path: str | None = None, *, live: bool = False, crash: bool = False, reset: bool = False
+    ) -> api.CoreDump:
+        """Write an ELF core to ``path``, absolute and on xend's machine; returns when it is written.
+
+        The guest is paused meanwhile unless ``live``. Then the domain goes on, or is destroyed (``crash``), or reset.
+        """
+        return self._call(_calls.dump_core(ref, path, live=live, crash=crash, reset=reset))
+
     def rename(self, ref: str, name: str) -> api.Domain:
         return self._call(_calls.rename(ref, name))
 

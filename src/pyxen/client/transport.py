@@ -134,6 +134,8 @@ class Transport:
     def request(self, call: Call[object]) -> tuple[int, bytes]:
         """Status and body. Raises Unavailable if nothing was sent, OutcomeUnknown if an order's answer was lost."""
         connection = self._connected()
+        if connection.sock is not None:
+            connection.sock.settimeout(None if call.slow else self._timeout)
         response = self._send(connection, call)
         try:
             body = response.read()

@@ -26,7 +26,7 @@ from typing import Protocol
 
 import msgspec
 
-from pyxen.api import EngineInfo, ShutdownReason, Vcpu
+from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
 from pyxen.config.model import DomainConfig
 
 
@@ -48,6 +48,16 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     """Run as this user (and a group of the same number); None: as xend's own."""
 
+    @property
+    def most_vcpus(self) -> int:
+        """VCPUs that it can have without a new start."""
+        return max(self.config.vcpus, self.config.maxvcpus or 0)
+
+    @property
+    def most_memory_mib(self) -> int:
+        """Memory that it can have without a new start."""
+        return max(self.config.memory, self.config.maxmem or 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
@@ -64,9 +74,12 @@ class Statistics:
 
     cpu_time_s: float
     vcpus: list[Vcpu]
+    """All that it can have, those that are not online too."""
     blocked: bool
     """No VCPU is using the CPU."""
     resident_mib: int
+    memory_mib: int | None = None
+    """What the guest has, between its balloon's last word and now; None: it has said nothing yet."""
 
 
 @dataclass(slots=True)
@@ -120,8 +133,31 @@ class RunningDomain(Protocol):
         """End the process and wait until it is gone. Never fails because it was gone before."""
         ...
 
-    async def dump_core(self, path: Path) -> None:
-        """Write the guest's memory as an ELF core. The guest is stopped or paused."""
+    async def set_vcpus(self, count: int) -> None:
+        """Ask the guest to use VCPUs 0 to ``count`` - 1, of ``spec.most_vcpus``. Does not wait for it."""
+        ...
+
+    async def set_memory(self, mib: int) -> None:
+        """Ask the guest to shrink or grow to ``mib``, at most ``spec.most_memory_mib``. Does not wait for it."""
+        ...
+
+    async def set_max_memory(self, mib: int) -> None:
+        """Let the guest have no more than ``mib``, as far as the monitor can hold it to that."""
+        ...
+
+    async def sysrq(self, key: str) -> None:
+        """Press SysRq and ``key``, one printable ASCII character. Whether the guest does anything is its own affair."""
+        ...
+
+    async def trigger(self, trigger: Trigger, vcpu: int | None) -> None:
+        """Send the guest an event of hardware, to one VCPU where that makes a difference. Raises Unsupported."""
+        ...
+
+    async def dump_core(self, file: int, *, live: bool = False) -> None:
+        """Write the guest's memory and registers as an ELF core into the descriptor of an empty file.
+
+        A running guest stands still meanwhile, also if xend dies; with ``live`` it runs on. Raises Unsupported.
+        """
         ...
 
     def statistics(self) -> Statistics: ...

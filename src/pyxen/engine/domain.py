@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +67,7 @@ class ProcessDomain:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process = Process(pid, self._exited)
-        self._clock = ThreadClock(self._pid, spec.config.vcpus)
+        self._clock = ThreadClock(self._pid, spec.most_vcpus)
         self._look()
         if self._process is None:
             self._exited()
@@ -160,8 +160,14 @@ class ProcessDomain:
         if self._process is not None:
             await self._process.terminate()
 
+    @property
+    def online(self) -> Collection[int]:
+        """The VCPUs that the guest has now."""
+        online = self._events.fate.online
+        return range(self.spec.config.vcpus) if online is None else online
+
     def statistics(self) -> Statistics:
-        statistics = self._clock.read()
+        statistics = replace(self._clock.read(self.online), memory_mib=self._memory_mib())
         if not self.paused:
             return statistics
         vcpus = [msgspec.structs.replace(vcpu, state="--p") for vcpu in statistics.vcpus]
@@ -175,6 +181,10 @@ class ProcessDomain:
             self._process.close()
         self._events.close()
         self._callbacks.clear()
+
+    def _memory_mib(self) -> int | None:
+        size = self._events.fate.memory_bytes
+        return None if size is None else round(size / 2**20)
 
     def _check_errors(self) -> None:
         if self._events.fate.errors:

@@ -55,6 +55,12 @@ class Fate:
     """What the monitor said of itself when it was ready."""
     errors: list[str] = field(default_factory=list)
     """What the monitor answered to the commands it was started with, where it refused them."""
+    memory_bytes: int | None = None
+    """What the guest has, after what its balloon has taken."""
+    online: frozenset[int] | None = None
+    """The VCPUs that are up, where the monitor is one that says so."""
+    unplugged: list[str] = field(default_factory=list)
+    """Ids of devices that the guest has let go, in order; for the reader to empty."""
 
     def take(self, message: dict[str, Any]) -> None:
         """Take one more message into account."""
@@ -77,6 +83,15 @@ class Fate:
                 self._stop(ShutdownReason.CRASH)
             case "WATCHDOG":
                 self._stop(ShutdownReason.WATCHDOG)
+            case "BALLOON_CHANGE":
+                if isinstance(actual := _get(data, "actual"), int):
+                    self.memory_bytes = actual
+            case "VCPUS_CHANGED":
+                if isinstance(online := _get(data, "online"), list):
+                    self.online = frozenset(number for number in online if isinstance(number, int))
+            case "DEVICE_DELETED":
+                if isinstance(device := _get(data, "device"), str):
+                    self.unplugged.append(device)
             case _:
                 pass
 

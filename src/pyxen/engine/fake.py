@@ -2,9 +2,10 @@
 engine can be tried in milliseconds, adoption after xend's death included.
 
 A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
-``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``crash``, ``shutdown`` (its power button), ``exit`` (dies without
-a word), ``pause``, ``unpause``. Words in the command line change its manners: ``fake.silent`` prints nothing,
-``fake.deaf`` ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM.
+``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
+(dies without a word), ``pause``, ``unpause``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``, ``nmi``. Words in the command
+line change its manners: ``fake.silent`` prints nothing, ``fake.deaf`` ignores the power button, ``fake.fail`` dies
+before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import os
 import sys
 from pathlib import Path
 
-from pyxen.api import EngineInfo
+from pyxen.api import EngineInfo, Trigger
 from pyxen.config.model import DomainConfig
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import kill_all, marker, spawn
-from pyxen.errors import Conflict
+from pyxen.errors import Conflict, Unsupported
 
 _READY_S = 20.0
 
@@ -54,6 +55,18 @@ def act(word):
         event("GUEST_PANICKED", action="pause")
     elif word == "exit":
         sys.exit("fake: told to exit")
+    elif word == "reset":
+        shutdown("host-qmp-system-reset", guest=False)
+    elif word.startswith("vcpus "):
+        event("VCPUS_CHANGED", online=list(range(int(word[6:]))))
+    elif word.startswith("memory "):
+        event("BALLOON_CHANGE", actual=int(word[7:]) << 20)
+    elif word.startswith("sysrq "):
+        os.write(console, b"sysrq: " + word[6:].encode() + b"\r\n")
+        if word == "sysrq c":
+            event("GUEST_PANICKED", action="pause")
+    elif word.startswith("nmi"):
+        os.write(console, b"NMI" + word[3:].encode() + b"\r\n")
     elif word == "pause":
         event("STOP")
     elif word == "unpause":
@@ -102,8 +115,37 @@ class FakeDomain(ProcessDomain):
         self._must_run("shut down")
         self.control("shutdown")
 
-    async def dump_core(self, path: Path) -> None:
-        await asyncio.to_thread(path.write_bytes, b"\x7fELF" + b"\0" * 60)
+    async def set_vcpus(self, count: int) -> None:
+        self._must_run("change the VCPUs of")
+        self.control(f"vcpus {count}")
+
+    async def set_memory(self, mib: int) -> None:
+        self._must_run("change the memory of")
+        self.control(f"memory {mib}")
+
+    async def set_max_memory(self, mib: int) -> None:
+        self._must_run("change the memory of")
+
+    async def sysrq(self, key: str) -> None:
+        self._must_run("press SysRq in")
+        self.control(f"sysrq {key}")
+
+    async def trigger(self, trigger: Trigger, vcpu: int | None) -> None:
+        self._must_run(f"trigger {trigger} in")
+        match trigger:
+            case Trigger.NMI:
+                self.control("nmi" if vcpu is None else f"nmi {vcpu}")
+            case Trigger.RESET:
+                self.control("reset")
+            case Trigger.POWER:
+                self.control("shutdown")
+            case _:
+                raise Unsupported(f"cannot trigger {trigger} in '{self.spec.config.name}': it is a stand-in")
+
+    async def dump_core(self, file: int, *, live: bool = False) -> None:
+        if "fake.dumpless" in self.spec.cmdline.split():
+            raise Unsupported(f"'{self.spec.config.name}' dumps no core")
+        await asyncio.to_thread(os.write, file, b"\x7fELF" + b"\0" * 60)
 
     def _must_run(self, action: str) -> None:
         if self.stopped is not None or not self.alive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,20 +50,22 @@ class ThreadClock:
         self._count = vcpus
         self._threads: dict[int, int] | None = None
 
-    def read(self) -> Statistics:
-        """What was used up to now; zeros when the process is gone."""
+    def read(self, online: Collection[int]) -> Statistics:
+        """What was used up to now; zeros when the process is gone. ``online`` are the VCPUs that the guest has."""
         whole = _read_stat(f"/proc/{self._pid}/stat") if self._pid else None
         if whole is None:
-            return Statistics(0.0, [_vcpu(number, None) for number in range(self._count)], True, 0)
+            return Statistics(0.0, [_vcpu(number, None, number in online) for number in range(self._count)], True, 0)
         if self._threads is None:
             self._threads = self._find_threads()
         threads = self._threads or {}
         stats = {number: _read_stat(f"/proc/{self._pid}/task/{tid}/stat") for number, tid in threads.items()}
         share = 1.0
         if -1 in stats:  # one thread runs them all in turn
-            share = 1.0 / self._count
-            stats = dict.fromkeys(range(self._count), stats[-1])
-        vcpus = [_vcpu(number, stats.get(number), share) for number in range(self._count)]
+            share = 1.0 / max(1, len(online))
+            stats = dict.fromkeys(online, stats[-1])
+        if any(stats.get(number) is None for number in online):
+            self._threads = None  # one has been plugged in since: find it the next time
+        vcpus = [_vcpu(number, stats.get(number), number in online, share) for number in range(self._count)]
         return Statistics(
             cpu_time_s=whole.time_s,
             vcpus=vcpus,
@@ -85,7 +88,10 @@ class ThreadClock:
         return found or None
 
 
-def _vcpu(number: int, stat: _Stat | None, share: float = 1.0) -> Vcpu:
+def _vcpu(number: int, stat: _Stat | None, online: bool, share: float = 1.0) -> Vcpu:
+    if not online:
+        time_s = round(stat.time_s * share, 3) if stat else 0.0
+        return Vcpu(number=number, online=False, state="--p", cpu=None, time_s=time_s)
     if stat is None:
         return Vcpu(number=number, online=True, state="-b-", cpu=None, time_s=0.0)
     return Vcpu(

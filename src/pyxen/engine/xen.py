@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pyxen import __version__
-from pyxen.api import EngineInfo
+from pyxen.api import EngineInfo, Trigger
 from pyxen.config.model import DiskFormat, DomainConfig, DomainType
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
@@ -22,11 +24,22 @@ from pyxen.engine.process import end_all, marker, spawn
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
 from pyxen.engine.vifs import check_networks, open_networks
-from pyxen.errors import ConfigError, Conflict, EngineError, Unsupported
+from pyxen.errors import (
+    ConfigError,
+    Conflict,
+    EngineError,
+    InvalidRequest,
+    PyxenError,
+    ResourceExhausted,
+    Unsupported,
+)
 from pyxen.hypervisor.jail import Report
 
 _READY_S = 30.0
 _ANSWER_S = 30.0
+_REFUSALS: dict[str, type[PyxenError]] = {
+    kind.code: kind for kind in (InvalidRequest, Unsupported, Conflict, ResourceExhausted)
+}
 _QCOW2 = (".qcow2", ".qcow")
 _MOST_VCPUS = 64
 
@@ -61,27 +74,75 @@ class XenDomain(ProcessDomain):
         if report.missing:
             self.info.warnings.append(f"the jail of its process has gaps: {'; '.join(report.missing)}")
 
-    async def dump_core(self, path: Path) -> None:
-        raise Unsupported("the Xen engine can't dump core yet")
+    async def set_vcpus(self, count: int) -> None:
+        await self._order("change the VCPUs of", "set-vcpus", count=count)
 
-    async def _order(self, what: str, command: str, **arguments: object) -> Any:
+    async def set_memory(self, mib: int) -> None:
+        await self._order("change the memory of", "set-memory", mib=mib)
+
+    async def set_max_memory(self, mib: int) -> None:
+        await self._order("change the memory of", "set-max-memory", mib=mib)
+
+    async def sysrq(self, key: str) -> None:
+        await self._order("press SysRq in", "sysrq", key=key)
+
+    async def trigger(self, trigger: Trigger, vcpu: int | None) -> None:
+        await self._order(f"trigger {trigger} in", "trigger", trigger=trigger, vcpu=vcpu)
+
+    async def dump_core(self, file: int, *, live: bool = False) -> None:
+        # A core of many GiB takes its time.
+        await self._execute("dump-core", {"live": live}, [file], timeout_s=None)
+
+    @property
+    def online(self) -> Collection[int]:
+        # VCPU 0 runs first, and starts the others.
+        return (0,) if self._events.fate.online is None else self._events.fate.online
+
+    async def _order(self, what: str, command: str, **arguments: object) -> None:
+        """A command that only makes sense while the guest lives."""
         if self.stopped is not None:
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
+        await self._execute(command, arguments)
+
+    async def _execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object],
+        fds: Sequence[int] = (),
+        *,
+        timeout_s: float | None = _ANSWER_S,
+    ) -> Any:
+        line = msgspec.json.encode({"execute": command, "arguments": arguments}) + b"\n"
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                reader, writer = await asyncio.open_unix_connection(self.directory / "control.sock")
-                try:
-                    writer.write(msgspec.json.encode({"execute": command, "arguments": arguments}) + b"\n")
-                    answer = msgspec.json.decode(await reader.readline(), type=dict[str, Any])
-                finally:
-                    writer.close()
+            async with asyncio.timeout(timeout_s):
+                answer = msgspec.json.decode(await self._ask(line, fds), type=dict[str, Any])
         except (OSError, msgspec.DecodeError, TimeoutError) as error:
             if not self.alive:
                 raise Conflict(f"'{self.spec.config.name}' is gone") from error
             raise EngineError(f"the hypervisor of '{self.spec.config.name}' does not answer: {error}") from error
         if "error" in answer:
-            raise EngineError(f"'{self.spec.config.name}': {answer['error'].get('desc', 'refused')}")
+            told = answer["error"]
+            kind = _REFUSALS.get(told.get("code", ""), EngineError)
+            raise kind(f"'{self.spec.config.name}': {told.get('desc', 'refused')}")
         return answer.get("return")
+
+    async def _ask(self, line: bytes, fds: Sequence[int]) -> bytes:
+        """Send a line, with descriptors beside it, and wait for the answer's."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(connection, str(self.directory / "control.sock"))
+            # A fresh connection takes a line at once, so that no descriptor can be left behind half-sent.
+            sent = socket.send_fds(connection, [line], fds) if fds else 0
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            writer.write(line[sent:])
+            return await reader.readline()
+        finally:
+            writer.close()
 
 
 class XenEngine:
@@ -115,7 +176,7 @@ class XenEngine:
         return [*warnings, *check_networks(config)]
 
     async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
-        spec = msgspec.structs.replace(spec, cmdline=_with_console(spec.cmdline))
+        spec = msgspec.structs.replace(spec, cmdline=_with_vcpus(_with_console(spec.cmdline), spec))
         info = StartedInfo(accelerator="kvm")
         try:
             # Written again: it is what the process reads, and the command line has changed.
@@ -155,15 +216,25 @@ def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: boo
         )
     write_pid(directory, pid)
     if (group := cgroup.enter(spec.uuid, pid)) is not None:
-        info.jail = cgroup.limit(group, _limits(spec.config))
+        info.jail = cgroup.limit(group, _limits(spec))
     save_info(directory, info)
     return pid
 
 
-def _limits(config: DomainConfig) -> cgroup.Limits:
+def _limits(spec: DomainSpec) -> cgroup.Limits:
     """Python and the tables of a guest's memory, in the kernel too; a thread for each VCPU and each disk's queue."""
-    vcpus = max(config.vcpus, config.maxvcpus or 0)
-    return cgroup.Limits(config.memory + config.memory // 64 + 384, vcpus + 256)
+    mib = max(spec.config.memory, spec.config.maxmem or 0)
+    return cgroup.Limits(mib + mib // 64 + 384, spec.most_vcpus + 256)
+
+
+def _with_vcpus(cmdline: str, spec: DomainSpec) -> str:
+    """The command line with the number of VCPUs to start, where the guest may get more of them later.
+
+    Without it Linux starts all, and takes some offline again when it has read xenstore.
+    """
+    if spec.most_vcpus == spec.config.vcpus or any(word.startswith("maxcpus=") for word in cmdline.split()):
+        return cmdline
+    return f"{cmdline} maxcpus={spec.config.vcpus}".strip()
 
 
 def _with_console(cmdline: str) -> str:

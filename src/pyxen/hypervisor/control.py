@@ -3,24 +3,44 @@
     → {"execute": "pause", "arguments": {…}, "id": …}
     ← {"return": {…}, "id": …}     or {"error": {"desc": "…"}, "id": …}
 
+Files are not named but handed over: a message that carries descriptors (SCM_RIGHTS, unix(7)) holds one line, and its
+command gets them as the argument ``fds``. They are closed here when the command has been carried out.
+
 Anyone who can open the socket (the user that the domain runs as, and root) may give orders.
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from pyxen.errors import InvalidRequest, PyxenError
+from pyxen.errors import EngineError, InvalidRequest, PyxenError
 from pyxen.hypervisor.loop import Loop
 
 _LONGEST_LINE: Final = 1 << 20
+_MOST_DESCRIPTORS: Final = 8
 Command = Callable[..., object]
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a command returns that takes long: ``work`` runs in a thread of its own, and what it returns is the answer.
+
+    ``done`` runs on the main loop afterwards, whether it went well or not. The caller's next line waits until then;
+    other callers do not.
+    """
+
+    work: Callable[[], object]
+    done: Callable[[], None]
 
 
 class Control:
@@ -28,7 +48,7 @@ class Control:
 
     def __init__(self, path: Path, loop: Loop, commands: Mapping[str, Command]) -> None:
         self._path = path
-        self._loop = loop
+        self.loop = loop
         self.commands = commands
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
@@ -40,11 +60,11 @@ class Control:
         loop.selector.register(self._socket, selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
-        self._loop.selector.unregister(self._socket)
+        self.loop.selector.unregister(self._socket)
         self._socket.close()
         self._path.unlink(missing_ok=True)
         for caller in list(self._callers):
-            self._gone(caller)
+            caller.hang_up()
 
     def _accept(self, mask: int) -> None:
         try:
@@ -53,12 +73,9 @@ class Control:
             return
         caller = _Caller(self, accepted)
         self._callers.add(caller)
-        self._loop.selector.register(accepted, selectors.EVENT_READ, caller.ready)
 
-    def _gone(self, caller: _Caller) -> None:
+    def forget(self, caller: _Caller) -> None:
         self._callers.discard(caller)
-        self._loop.selector.unregister(caller.socket)
-        caller.socket.close()
 
 
 class _Caller:
@@ -66,47 +83,132 @@ class _Caller:
 
     def __init__(self, control: Control, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        self.socket = accepted
+        self._socket = accepted
         self._control = control
+        self._lines: deque[tuple[bytes, list[int]]] = deque()
         self._rest = b""
+        self._rest_fds: list[int] = []
+        self._open = True
+        self._listen()
 
-    def ready(self, mask: int) -> None:
+    def hang_up(self) -> None:
+        """Be done with it; what still runs for it runs on."""
+        if not self._open:
+            return
+        self._open = False
+        self._deafen()
+        self._socket.close()
+        _close_all([*self._rest_fds, *(fd for _, fds in self._lines for fd in fds)])
+        self._lines.clear()
+        self._control.forget(self)
+
+    def _listen(self) -> None:
+        self._control.loop.selector.register(self._socket, selectors.EVENT_READ, self._ready)
+
+    def _deafen(self) -> None:
+        if self._socket in self._control.loop.selector.get_map():
+            self._control.loop.selector.unregister(self._socket)
+
+    def _ready(self, mask: int) -> None:
         try:
-            data = self.socket.recv(65536)
+            data, fds, _, _ = socket.recv_fds(self._socket, 65536, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+            data, fds = b"", []
+        *lines, rest = (self._rest + data).split(b"\n")
+        # The kernel ends a read after a message with descriptors: they belong to the line that came last.
+        if lines:
+            self._lines.extend((line, []) for line in lines)
+            self._lines[-len(lines)][1].extend(self._rest_fds)
+            self._rest_fds = []
+        (self._rest_fds if rest else self._lines[-1][1] if lines else self._rest_fds).extend(fds)
+        self._rest = rest
+        self._go_on()
+        if self._open and (not data or len(rest) > _LONGEST_LINE):
+            self.hang_up()
+
+    def _go_on(self) -> None:
+        """Carry out the lines that have come, up to one that takes long."""
+        while self._open and self._lines:
+            line, fds = self._lines.popleft()
+            answer, result = _answer(self._control.commands, line, fds)
+            if isinstance(result, Later):
+                self._deafen()
+                self._start(result, answer, fds)
+                return
+            _close_all(fds)
+            self._say(answer)
+
+    def _start(self, job: Later, answer: dict[str, object], fds: list[int]) -> None:
+        loop = self._control.loop
+
+        def run() -> None:
+            try:
+                answer["return"] = job.work()
+            except PyxenError as error:
+                answer["error"] = _told(error)
+            except OSError as error:
+                answer["error"] = _told(EngineError(error.strerror or str(error)))
+            except BaseException as error:
+                answer["error"] = _told(EngineError(f"{type(error).__name__}: {error}"))
+                raise
+            finally:
+                loop.call_soon(finish)
+
+        def finish() -> None:
+            _close_all(fds)
+            job.done()
+            if self._open:
+                self._say(answer)
+                if self._open:
+                    self._listen()
+                    self._go_on()
+
+        threading.Thread(target=run, name="control", daemon=True).start()
+
+    def _say(self, answer: dict[str, object]) -> None:
         try:
-            for line in lines:
-                self.socket.sendall(msgspec.json.encode(_answer(self._control.commands, line)) + b"\n")
+            self._socket.sendall(msgspec.json.encode(answer) + b"\n")
         except OSError:
-            data = b""
-        if not data or len(self._rest) > _LONGEST_LINE:
-            self._control._gone(self)
+            self.hang_up()
 
 
-def _answer(commands: Mapping[str, Command], line: bytes) -> dict[str, object]:
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _told(error: PyxenError) -> dict[str, str]:
+    return {"desc": str(error), "code": error.code}
+
+
+def _answer(commands: Mapping[str, Command], line: bytes, fds: list[int]) -> tuple[dict[str, object], object]:
+    """The answer to a line, and what its command has returned."""
     try:
         message = msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        return {"error": {"desc": f"not a command: {error}"}}
+        return {"error": {"desc": f"not a command: {error}"}}, None
     answer: dict[str, object] = {"id": message["id"]} if "id" in message else {}
     try:
-        answer["return"] = _execute(commands, message)
+        result = _execute(commands, message, fds)
     except PyxenError as error:
-        answer["error"] = {"desc": str(error), "code": error.code}
-    return answer
+        answer["error"] = _told(error)
+        return answer, None
+    if not isinstance(result, Later):
+        answer["return"] = result
+    return answer, result
 
 
-def _execute(commands: Mapping[str, Command], message: dict[str, Any]) -> object:
+def _execute(commands: Mapping[str, Command], message: dict[str, Any], fds: list[int]) -> object:
     name, arguments = message.get("execute"), message.get("arguments", {})
     command = commands.get(name) if isinstance(name, str) else None
     if command is None or not isinstance(arguments, dict):
         raise InvalidRequest(f"there is no command {name!r}")
+    if "fds" in arguments:
+        raise InvalidRequest(f"command {name!r}: descriptors come beside a line, not in it")
     try:
-        result = command(**arguments)
+        result = command(**arguments, **({"fds": fds} if fds else {}))
     except TypeError as error:
         raise InvalidRequest(f"command {name!r}: {error}") from error
     return {} if result is None else result

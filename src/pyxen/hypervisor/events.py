@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +54,14 @@ class Events:
             self._event("GUEST_PANICKED", {"action": "pause"})
         else:
             self._event("SHUTDOWN", {"guest": True, "reason": _REASONS.get(reason, "guest-shutdown")})
+
+    def vcpus_changed(self, online: Iterable[int]) -> None:
+        """These VCPUs are up now. Not one of QMP's."""
+        self._event("VCPUS_CHANGED", {"online": sorted(online)})
+
+    def memory_changed(self, size: int) -> None:
+        """The guest has this many bytes now."""
+        self._event("BALLOON_CHANGE", {"actual": size})
 
     def failed(self) -> None:
         """The machine's end."""

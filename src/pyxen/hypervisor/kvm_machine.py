@@ -16,6 +16,8 @@ from pyxen.errors import PyxenError
 from pyxen.hypervisor.builder import cpuid, entry, layout
 from pyxen.hypervisor.builder.build import Built, pages
 from pyxen.hypervisor.clock import GuestClock, host_tsc
+from pyxen.hypervisor.core import CpuState
+from pyxen.hypervisor.departures import Departures
 from pyxen.hypervisor.kvm import Kvm, KvmVcpu
 from pyxen.hypervisor.kvm.uapi import MSR_EXIT_INVALID, MSR_EXIT_UNKNOWN, X2APIC_32_BIT_IDS, Capability
 from pyxen.hypervisor.kvm.vcpu import KICK
@@ -26,6 +28,7 @@ from pyxen.hypervisor.paging import walk
 from pyxen.hypervisor.processor import Hold, Processor
 
 _MSR_TSC: Final = 0x10
+_MSR_KERNEL_GS_BASE: Final = 0xC0000102
 _MOST_FRAMES: Final = 8192
 """Pages outside of RAM that one guest may have."""
 _NMI_MESSAGE: Final = 4 << 8
@@ -56,7 +59,8 @@ class KvmMachine:
     """Made from a domain that has been built; ``attach`` gives it Xen's side, ``start`` lets it run.
 
     ``console`` is given emergency output, ``stopped`` the guest's reason (SHUTDOWN_…) for its end, ``failed`` the
-    machine's own: all three in whatever thread it happens, once each, and to return at once.
+    machine's own, ``vcpus_changed`` that a VCPU went up or down: all four in whatever thread it happens, and to return
+    at once.
     """
 
     def __init__(
@@ -69,12 +73,14 @@ class KvmMachine:
         console: Callable[[bytes], None],
         stopped: Callable[[int], None],
         failed: Callable[[str], None],
+        vcpus_changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises PyxenError if KVM refuses."""
         self.memory = built.memory
         self._console = console
         self._stopped = stopped
         self._failed = failed
+        self._vcpus_changed = vcpus_changed
         self._domain: XenSide | None = None
         self._frames = 0
         signal.signal(KICK, _nothing)
@@ -95,6 +101,7 @@ class KvmMachine:
         self._owed: set[int] = set()
         self._retry_ns = _FIRST_RETRY_NS
         self._retry = Timer(loop, self._pay_all)
+        self._departures = Departures(loop, self._still_up)
         self._timers = [Timer(loop, self._expired(index)) for index in range(vcpus)]
 
     def _set_up(self, vcpus: list[KvmVcpu], built: Built, domid: int) -> None:
@@ -134,6 +141,26 @@ class KvmMachine:
         for processor in self._processors:
             processor.release(Hold.PAUSED)
 
+    def vcpus_up(self) -> frozenset[int]:
+        """The VCPUs that run, or may as soon as the machine does."""
+        return frozenset(processor.index for processor in self._processors if processor.up)
+
+    def vcpu_left(self, vcpu: int) -> None:
+        """The guest has let go of what it needs a VCPU for: see if it has taken it offline. From any thread."""
+        if vcpu:
+            self._departures.expect(vcpu)
+
+    def cpu_states(self) -> list[CpuState]:
+        """The registers of all VCPUs that are up. Paused or stopped, and not with domain.lock held."""
+        states = []
+        for processor in self._processors:
+            if processor.up:
+                processor.wait_parked(_PARK_S)
+                kvm = processor.kvm
+                gs_base = kvm.get_msr(_MSR_KERNEL_GS_BASE)
+                states.append(CpuState(processor.index, kvm.get_regs(), kvm.get_sregs(), gs_base))
+        return states
+
     def close(self) -> None:
         """End the VCPUs and give everything back. Not with domain.lock held."""
         for processor in self._processors:
@@ -143,6 +170,7 @@ class KvmMachine:
             processor.end()
         for timer in (*self._timers, self._retry):
             timer.close()
+        self._departures.close()
         self._vm.close()
         self._kvm.close()
 
@@ -203,10 +231,12 @@ class KvmMachine:
             processor.begin_at(context)
         processor.up = True
         processor.release(Hold.DOWN)
+        self._vcpus_changed()
 
     def vcpu_down(self, vcpu: int) -> None:
         self._processors[vcpu].up = False
         self._processors[vcpu].hold(Hold.DOWN)
+        self._vcpus_changed()
 
     def vcpu_is_up(self, vcpu: int) -> bool:
         return self._processors[vcpu].up
@@ -231,7 +261,11 @@ class KvmMachine:
         return result
 
     def started(self, vcpu: int) -> None:
+        self._vcpus_changed()
         self._xen.check_upcall(vcpu)
+
+    def halted(self, vcpu: int) -> None:
+        self._vcpus_changed()
 
     def switched_off(self) -> None:
         with self._xen.lock:
@@ -266,6 +300,12 @@ class KvmMachine:
             if self._owed:
                 self._retry_ns = retry_ns
                 self._retry.arm(retry_ns)
+
+    def _still_up(self, vcpu: int) -> bool:
+        processor = self._processors[vcpu]
+        if processor.up:
+            processor.look()
+        return processor.up
 
     def _expired(self, vcpu: int) -> Callable[[], None]:
         return lambda: self._xen.timer_expired(vcpu)

@@ -18,6 +18,7 @@ from types import FrameType
 from pyxen.abi.sched import SHUTDOWN_CRASH
 from pyxen.errors import Conflict, InvalidRequest
 from pyxen.hypervisor.builder import build, layout
+from pyxen.hypervisor.changes import Changes
 from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.devices import Devices, Sources
 from pyxen.hypervisor.domain import Domain
@@ -26,6 +27,7 @@ from pyxen.hypervisor.jail import Jail, Report, mode
 from pyxen.hypervisor.kvm_machine import KvmMachine
 from pyxen.hypervisor.loop import Loop
 from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE
+from pyxen.hypervisor.orders import Orders
 from pyxen.hypervisor.spec import DomainSpec, load
 from pyxen.hypervisor.terminal import Log, Terminal
 from pyxen.hypervisor.toolstack import Toolstack
@@ -52,10 +54,19 @@ class DomainProcess:
         self._log = Log(directory / "console.log")
         self._events = Events(directory / "events")
         self.machine, self.domain = self._build()
+        self._changes = Changes(
+            self.loop,
+            self._events,
+            online=self.machine.vcpus_up,
+            pages=lambda: self.domain.reservation.current,
+        )
+        self.domain.reservation.changed = self._changes.memory
+        self.domain.evtchn.vcpu_left = self.machine.vcpu_left
         console, store = self.domain.set_up_special_pages(console_gfn=layout.CONSOLE_GFN, store_gfn=layout.XENSTORE_GFN)
         self._terminal = Terminal(self.domain, console, self._log, directory / "console.in", self.loop)
         self._open_store(directory, store)
         self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
+        self._orders = Orders(spec, self.domain, self.machine, self.toolstack, self)
         self._devices = Devices(self.local, self.domain, self.loop.call_soon, sources)
         for disk in spec.config.disk:
             if disk.target:
@@ -65,9 +76,9 @@ class DomainProcess:
         self._control = Control(directory / "control.sock", self.loop, self._commands())
 
     def _build(self) -> tuple[KvmMachine, Domain]:
-        spec, config = self.spec, self.spec.config
-        vcpus = max(config.vcpus, config.maxvcpus or 0)
-        memory = build.allocate(config.memory * layout.MIB)
+        spec = self.spec
+        vcpus = spec.most_vcpus
+        memory = build.allocate(spec.most_memory * layout.MIB)
         ramdisk = Path(spec.ramdisk) if spec.ramdisk else None
         built = build.build(memory, Path(spec.kernel), ramdisk, spec.cmdline, vcpus)
         machine = KvmMachine(
@@ -78,6 +89,7 @@ class DomainProcess:
             console=self._log.write,
             stopped=self._guest_stopped,
             failed=self._failed,
+            vcpus_changed=lambda: self._changes.vcpus(),
         )
         domain = Domain(
             memory,
@@ -107,6 +119,8 @@ class DomainProcess:
         self._jail = jail.report
         self.machine.start(paused=paused)
         self._events.ready(self._jail)
+        self._changes.vcpus()
+        self._changes.memory()
         if not paused:
             self._paused = False
             self._events.resumed()
@@ -119,6 +133,7 @@ class DomainProcess:
         self._terminal.close()
         self._listener.close()
         self._control.close()
+        self._changes.close()
         self.loop.close()
         self._events.close()
         self._log.close()
@@ -130,8 +145,13 @@ class DomainProcess:
             self._events.destroyed()
         self.loop.stop()
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     def pause(self) -> None:
         self._refuse_stopped("pause")
+        self._orders.refuse_busy("pause")
         if not self._paused:
             self.machine.pause()
             self._paused = True
@@ -139,6 +159,7 @@ class DomainProcess:
 
     def unpause(self) -> None:
         self._refuse_stopped("unpause")
+        self._orders.refuse_busy("unpause")
         if self._paused:
             self._paused = False
             self.machine.unpause()
@@ -155,23 +176,9 @@ class DomainProcess:
         return {
             "paused": self._paused,
             "stopped": self.stop_reason,
-            "vcpus": len(self.domain.vcpus),
+            "vcpus": sorted(self.machine.vcpus_up()),
             "jail": self._jail,
         }
-
-    def set_vcpus(self, count: int) -> None:
-        """Tell the guest to use ``count`` VCPUs."""
-        self._refuse_stopped("change")
-        if not 1 <= count <= len(self.domain.vcpus):
-            raise InvalidRequest(f"the domain can have 1 to {len(self.domain.vcpus)} VCPUs, not {count}")
-        self.toolstack.set_vcpus(count)
-
-    def set_memory(self, mib: int) -> None:
-        """Tell the guest to shrink or grow to ``mib`` MiB."""
-        self._refuse_stopped("change")
-        if not 1 <= mib <= self.spec.config.memory:
-            raise InvalidRequest(f"the domain can have up to {self.spec.config.memory} MiB, not {mib}")
-        self.toolstack.set_memory(mib)
 
     def crash(self) -> None:
         """Stop the guest as if it had crashed."""
@@ -185,8 +192,7 @@ class DomainProcess:
             "unpause": self.unpause,
             "shutdown": self.shutdown,
             "status": self.status,
-            "set-vcpus": self.set_vcpus,
-            "set-memory": self.set_memory,
+            **self._orders.commands(),
             "debug-key": self.domain.debug_key,
             "crash": self.crash,
             "quit": self.quit,

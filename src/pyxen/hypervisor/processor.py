@@ -21,6 +21,7 @@ _CS_LONG: Final = 19  # struct kvm_sregs: cs.l
 _SS_DPL: Final = 5 * 24 + 16  # ss.dpl, the current privilege level
 _ZEROS: Final = frozenset({0x40, 0x41, 0x42, acpi.SLEEP_STATUS_PORT})
 """Ports that read as 0. Linux asks the timer chip's counters fifty thousand times whether they are at 255 still."""
+_INTERRUPTS: Final = 1 << 9  # RFLAGS.IF
 _MASK_32: Final = 0xFFFFFFFF
 _MASK_64: Final = (1 << 64) - 1
 _EPERM: Final = 1
@@ -43,6 +44,10 @@ class Exits(Protocol):
 
     def started(self, vcpu: int) -> None:
         """The VCPU has been brought up by a start-up IPI."""
+        ...
+
+    def halted(self, vcpu: int) -> None:
+        """The VCPU has halted with interrupts off: it is down until a start-up IPI."""
         ...
 
     def switched_off(self) -> None:
@@ -93,6 +98,11 @@ class Processor:
         """Wait until a held VCPU stands still, with the guest's state in KVM complete."""
         with self._changed:
             return self._changed.wait_for(lambda: self._parked or not self._thread.is_alive(), timeout_s)
+
+    def look(self) -> None:
+        """Have the VCPU's state looked at soon, in its own thread: nobody is told when it halts for good."""
+        if self._thread.ident is not None and self._thread.is_alive():
+            self.kvm.kick(self._thread.ident)
 
     def begin_at(self, context: VcpuContext) -> None:
         """Take these registers before running on."""
@@ -204,9 +214,22 @@ class Processor:
         with self._changed:
             if not self._attention:
                 self.kvm.unkick()
-        if not self.up and self.kvm.mp_state() != MpState.UNINITIALIZED:
-            self.up = True
-            self._exits.started(self.index)
+        if not self.up:
+            if self.kvm.mp_state() != MpState.UNINITIALIZED:
+                self.up = True
+                self._exits.started(self.index)
+        elif self.index and not self.kvm.regs[Register.RFLAGS] & _INTERRUPTS:
+            self._see_halted()
+
+    def _see_halted(self) -> None:
+        """A HLT that no interrupt can end is how guests take a VCPU offline, and Xen takes it for that (hvm_hlt).
+
+        KVM would start it again without a word; in this state its ``run`` returns when that happens.
+        """
+        if self.kvm.mp_state() == MpState.HALTED:
+            self.kvm.set_mp_state(MpState.UNINITIALIZED)
+            self.up = False
+            self._exits.halted(self.index)
 
     def _port(self) -> None:
         is_out, port, size, data = self.kvm.io()

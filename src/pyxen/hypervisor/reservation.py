@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pyxen.abi.shared_info import PAGE_SIZE
 
@@ -12,14 +12,18 @@ class Reservation:
 
     def __init__(self, ram: Iterable[tuple[int, int]]) -> None:
         self._ranges = tuple(ram)
-        self.maximum = sum(pages for _, pages in self._ranges)
+        self.size = sum(pages for _, pages in self._ranges)
+        self.maximum = self.size
+        """Pages that the domain may have; to be set, up to ``size`` (xm mem-max)."""
+        self.changed: Callable[[], None] = lambda: None
+        """Told of each call of the guest's that may change ``current``, in its thread with domain.lock held."""
         self.absent = 0
         self._holes = [bytearray(-(-pages // 8)) for _, pages in self._ranges]
 
     @property
     def current(self) -> int:
         """Pages that the domain has now."""
-        return self.maximum - self.absent
+        return self.size - self.absent
 
     @property
     def last_gfn(self) -> int:
@@ -50,9 +54,9 @@ class Reservation:
         return True
 
     def put_back(self, gfn: int) -> bool:
-        """The guest takes a page again; False if there is one, or it isn't RAM."""
+        """The guest takes a page again; False if there is one, it isn't RAM, or the guest may have no more."""
         found = self._find(gfn)
-        if found is None or self.is_present(gfn):
+        if found is None or self.is_present(gfn) or self.current >= self.maximum:
             return False
         holes, index = found
         holes[index >> 3] &= ~(1 << (index & 7)) & 0xFF

@@ -22,6 +22,15 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     """Who to be while the guest runs, with the group of the same number; None: who started the process."""
 
+    @property
+    def most_memory(self) -> int:
+        """MiB that the guest may have: its map shows as many from the start."""
+        return max(self.config.memory, self.config.maxmem or 0)
+
+    @property
+    def most_vcpus(self) -> int:
+        return max(self.config.vcpus, self.config.maxvcpus or 0)
+
 
 def load(path: Path) -> DomainSpec:
     """Raises InvalidRequest if there is no such file or it says something else."""

@@ -35,15 +35,14 @@ class Toolstack:
         self._home = f"/local/domain/{spec.domid}"
         config = spec.config
         vm = f"/vm/{spec.uuid}"
-        kib = config.memory * _KIB_IN_MIB
         values: dict[str, str | int] = {
             f"{vm}/name": config.name,
             f"{vm}/uuid": spec.uuid,
             f"{self._home}/vm": vm,
             f"{self._home}/name": config.name,
             f"{self._home}/domid": spec.domid,
-            f"{self._home}/memory/static-max": kib,
-            f"{self._home}/memory/target": kib,
+            f"{self._home}/memory/static-max": spec.most_memory * _KIB_IN_MIB,
+            f"{self._home}/memory/target": config.memory * _KIB_IN_MIB,
             f"{self._home}/memory/videoram": 0,
             f"{self._home}/store/port": store_port,
             f"{self._home}/store/ring-ref": RESERVED_XENSTORE,
@@ -71,7 +70,10 @@ class Toolstack:
         """The size that the guest is to shrink or grow to."""
         self._local.write(f"{self._home}/memory/target", mib * _KIB_IN_MIB)
 
+    def press(self, key: str) -> None:
+        """Have the guest's kernel do what it does for this key with SysRq; it empties the node as it does."""
+        self._local.write(f"{self._home}/control/sysrq", key)
+
     def _availability(self, count: int) -> dict[str, str | int]:
-        config = self._spec.config
-        most = max(config.vcpus, config.maxvcpus or 0)
+        most = self._spec.most_vcpus
         return {f"{self._home}/cpu/{n}/availability": "online" if n < count else "offline" for n in range(most)}

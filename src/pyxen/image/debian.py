@@ -22,7 +22,7 @@ from pyxen.image.debs import KernelFiles
 from pyxen.image.files import write_file
 from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 4
+VERSION = 5
 OPTIONS: Mapping[str, str] = {"password": "debian", "ssh_key": "", "size": "4G", "packages": ""}
 CMDLINE: Final = f"root=LABEL=root ro quiet hostname=debian {FAST_START}"
 """xend puts the domain's own name after it; the last one counts."""
@@ -47,6 +47,8 @@ _FILES: Final = {
     "etc/fstab": "LABEL=root / ext4 errors=remount-ro,noatime 0 1\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
     "etc/default/locale": "LANG=C.UTF-8\n",
+    # Debian leaves a VCPU that is plugged in offline.
+    "etc/udev/rules.d/70-vcpus.rules": 'SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}=="0", ATTR{online}="1"\n',
     "etc/systemd/network/80-dhcp.network": "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n",
     # Slow guests would wait for minutes until a network that is not there is given up.
     "etc/systemd/system/systemd-networkd-wait-online.service.d/any.conf": (

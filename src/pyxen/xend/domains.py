@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
+from pyxen.engine.contract import RunningDomain
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import host
 from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.console import Console
+from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
 from pyxen.xend.prepare import complete
@@ -173,6 +176,87 @@ class Domains:
             self._registry.forget(record.uuid)
             self._life.tell("domain-deleted", record)
 
+    async def set_vcpus(self, ref: str, count: int) -> api.Domain:
+        record = self._changeable(ref, "change")
+        async with self._registry.lock(record.uuid):
+            live, config = self._present(record), record.config
+            most = live.spec.most_vcpus if live else max(count, config.maxvcpus or 0)
+            if count > most:
+                raise InvalidRequest(
+                    f"Domain '{record.name}' can have at most {most} VCPUs while it runs, not {count}",
+                    hint="maxvcpus in its description says how many it is started for.",
+                )
+            maxvcpus = None if config.maxvcpus is None and most == count else most
+            await self._reconfigure(record, lambda process: process.set_vcpus(count), vcpus=count, maxvcpus=maxvcpus)
+            self._life.tell("domain-vcpus-set", record, count=count)
+        return self._registry.view(record)
+
+    async def set_memory(self, ref: str, mib: int) -> api.Domain:
+        record = self._changeable(ref, "change")
+        async with self._registry.lock(record.uuid):
+            self._present(record)
+            most = record.config.maxmem or record.config.memory
+            if mib > most:
+                raise InvalidRequest(
+                    f"Domain '{record.name}' can have at most {most} MiB, not {mib}",
+                    hint="maxmem in its description says how much it is started for; xm mem-max changes it.",
+                )
+            await self._reconfigure(record, lambda process: process.set_memory(mib), memory=mib, maxmem=most)
+            self._life.tell("domain-memory-set", record, memory_mib=mib)
+        return self._registry.view(record)
+
+    async def set_maxmem(self, ref: str, mib: int) -> api.Domain:
+        record = self._changeable(ref, "change")
+        async with self._registry.lock(record.uuid):
+            live, memory = self._present(record), record.config.memory
+            if mib < memory:
+                raise InvalidRequest(
+                    f"Domain '{record.name}' is to have {memory} MiB, so its maximum can't be {mib}",
+                    hint=f"First: xm mem-set {record.name} {mib}",
+                )
+            if live is not None and mib > live.spec.most_memory_mib:
+                raise InvalidRequest(
+                    f"Domain '{record.name}' was started for {live.spec.most_memory_mib} MiB, it can't have {mib}",
+                    hint="Shut it down first: maxmem in its description says how much it is started for.",
+                )
+            await self._reconfigure(record, lambda process: process.set_max_memory(mib), maxmem=mib)
+            self._life.tell("domain-maxmem-set", record, maxmem_mib=mib)
+        return self._registry.view(record)
+
+    async def sysrq(self, ref: str, key: str) -> api.Domain:
+        record = self._changeable(ref, "press SysRq in")
+        async with self._registry.lock(record.uuid):
+            await self._running(record).process.sysrq(key)
+            self._life.tell("domain-sysrq-sent", record, key=key)
+        return self._registry.view(record)
+
+    async def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None) -> api.Domain:
+        record = self._changeable(ref, f"trigger {trigger} in")
+        async with self._registry.lock(record.uuid):
+            live = self._running(record)
+            if vcpu is not None and vcpu >= live.spec.most_vcpus:
+                raise InvalidRequest(f"Domain '{record.name}' has no VCPU {vcpu}")
+            await self._trigger(record, live, trigger, vcpu)
+        return self._registry.view(record)
+
+    async def dump_core(self, ref: str, request: api.DumpRequest) -> api.CoreDump:
+        record = self._changeable(ref, "dump the core of")
+        if request.crash and request.reset:
+            raise InvalidRequest("a domain can't be both destroyed and reset after its dump")
+        live = self._running(record)
+        path = Path(request.path) if request.path else await asyncio.to_thread(self._life.core_path, record)
+        # Without the lock: it may take minutes, and somebody may want the domain destroyed before.
+        size = await write_core(live.process, path, live=request.live)
+        self._life.tell("domain-dumped", record, path=str(path))
+        async with self._registry.lock(record.uuid):
+            if self._registry.live.get(record.uuid) is live:
+                if request.crash:
+                    await self._change(record, intended="destroy")
+                    await self._life.end(record, ShutdownReason.DESTROYED)
+                elif request.reset:
+                    await self._trigger(record, live, api.Trigger.RESET, None)
+        return api.CoreDump(record.name, str(path), size)
+
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
         """Run the builder as a process of its own: it takes minutes, needs no xend, and can be ended."""
         if name not in self._life.images.buildable():
@@ -228,6 +312,36 @@ class Domains:
                 await (live.process.pause() if wanted else live.process.unpause())
                 self._life.tell("domain-paused" if wanted else "domain-unpaused", record)
         return self._registry.view(record)
+
+    async def _trigger(self, record: Record, live: Live, trigger: api.Trigger, vcpu: int | None) -> None:
+        before = record.intended
+        if trigger is api.Trigger.RESET:
+            # Asked for, so it is no restart loop.
+            await self._change(record, intended="reboot")
+        try:
+            await live.process.trigger(trigger, vcpu)
+        except BaseException:
+            await self._change(record, intended=before)
+            raise
+        self._life.tell("domain-triggered", record, trigger=trigger.value, vcpu=vcpu)
+
+    async def _reconfigure(
+        self, record: Record, order: Callable[[RunningDomain], Awaitable[None]], **values: object
+    ) -> None:
+        """Change the description, for this life of the domain (``order``) and the next ones: both or neither."""
+        before = record.config
+        await self._change(record, config=msgspec.structs.replace(before, **values))
+        if (live := self._registry.live.get(record.uuid)) is None:
+            return
+        try:
+            await order(live.process)
+        except BaseException:
+            await self._change(record, config=before)
+            raise
+
+    def _present(self, record: Record) -> Live | None:
+        """The domain's handle; None for a managed one that doesn't run. Raises Conflict if it has gone."""
+        return None if record.managed and record.phase is Phase.HALTED else self._running(record)
 
     def _changeable(self, ref: str, verb: str) -> Record:
         if ref in DOMAIN_0:

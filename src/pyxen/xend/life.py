@@ -32,6 +32,7 @@ from pyxen.image.files import write_file
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
 from pyxen.xend.console import Console
+from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
 from pyxen.xend.prepare import Prepared, prepare
 from pyxen.xend.registry import Live, Registry, now, renamed
@@ -366,16 +367,20 @@ class Life:
         await self.store.save(record)
         self.tell("domain-preserved", record)
 
+    def core_path(self, record: Record) -> Path:
+        """Where a core goes that nobody has named a file for: STATE/dump/NAME-ID-TIME.core. Raises OSError."""
+        folder = self.roots.state / "dump"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{record.name}-{record.domid}-{int(now())}.core"
+
     async def _dump(self, record: Record) -> None:
-        """Write a core to STATE/dump/NAME-ID-TIME.core; a dump that fails is logged and stops nothing."""
+        """Write a core; a dump that fails is logged and stops nothing."""
         live = self.registry.live.get(record.uuid)
         if live is None:
             return
-        folder = self.roots.state / "dump"
-        path = folder / f"{record.name}-{record.domid}-{int(now())}.core"
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            await live.process.dump_core(path)
+            path = await asyncio.to_thread(self.core_path, record)
+            await write_core(live.process, path)
         except (PyxenError, OSError) as error:
             self.log.error("core not dumped", name=record.name, error=str(error))
         else:

@@ -104,6 +104,9 @@ class Registry:
 
     def _add_live(self, domain: api.Domain, record: Record, live: Live) -> None:
         statistics = live.process.statistics()
+        domain.vcpus = sum(vcpu.online for vcpu in statistics.vcpus)
+        # Until its balloon has said otherwise, the guest has all that it may have.
+        domain.memory_mib = statistics.memory_mib or live.spec.most_memory_mib
         domain.cpu_time_s = statistics.cpu_time_s
         domain.pid = live.process.pid
         domain.accelerator = live.accelerator or None

@@ -21,6 +21,14 @@ SECTIONS: dict[str, dict[str, str]] = {
         "unpause": "Let a paused domain run on.",
         "rename": "Give a domain another name.",
     },
+    "Orders for a running domain": {
+        "vcpu-set": "Set how many VCPUs a domain uses.",
+        "mem-set": "Set how much memory a domain has.",
+        "mem-max": "Set how much memory a domain may be given.",
+        "sysrq": "Press SysRq and a key in a domain.",
+        "trigger": "Send a domain an event of hardware.",
+        "dump-core": "Write a domain's memory to a file.",
+    },
     "Managed domains (kept while they don't run)": {
         "new": "Define a managed domain, without starting it.",
         "start": "Start a managed domain.",
@@ -53,10 +61,10 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 # What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
 CLASSIC = frozenset(
     """
-    block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys dump-core mem-max
-    mem-set migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset restore resume
-    save sched-credit sched-credit2 sched-sedf serve shell suspend sysrq trigger usb-attach usb-detach usb-list
-    vcpu-pin vcpu-set vncviewer
+    block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys
+    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset restore resume
+    save sched-credit sched-credit2 sched-sedf serve shell suspend usb-attach usb-detach usb-list
+    vcpu-pin vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )
 

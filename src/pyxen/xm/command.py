@@ -71,3 +71,28 @@ def format_option(function: F) -> F:
         envvar="XM_FORMAT",
         help="Text for people (the default), or one JSON document with the names of the API. [env: XM_FORMAT]",
     )(function)
+
+
+class _Mib(click.ParamType[int]):
+    """An amount of memory as xl takes it; in MiB."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from pyxen.config.sizes import parse_mib
+        from pyxen.errors import ConfigError
+
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_mib(value)
+        except ConfigError as error:
+            self.fail(f"{error.message}: {error.hint}" if error.hint else error.message, param, ctx)
+        if size < 1:
+            self.fail("less than 1 MiB is no size for a domain", param, ctx)
+        return size
+
+
+def size_argument(function: F) -> F:
+    """How much memory, in MiB or with a unit."""
+    return click.argument("size", type=_Mib(), metavar="SIZE")(function)

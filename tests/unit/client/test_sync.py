@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from pyxen import errors
-from pyxen.api import DomainList, Event, Image, ImageList, Problem, Progress
+from pyxen.api import CoreDump, DomainList, Event, Image, ImageList, Problem, Progress, Trigger
 from pyxen.client import Address, Client, DomainNotFound, find_address
 from pyxen.config.model import DomainConfig
 
@@ -46,6 +47,40 @@ def test_orders_carry_their_bodies(stub: Stub, client: Client) -> None:
         None,
         None,
     ]
+
+
+def test_orders_for_running_domains_carry_theirs(stub: Stub, client: Client) -> None:
+    for verb in ("set-vcpus", "set-memory", "set-maxmem", "sysrq", "trigger"):
+        stub.answers[f"POST /v1/domains/web/{verb}"] = (202, msgspec.json.encode(WEB))
+    dump = CoreDump("web", "/core", 4096)
+    stub.answers["POST /v1/domains/web/dump-core"] = dump
+    client.set_vcpus("web", 2)
+    client.set_memory("web", 128)
+    client.set_maxmem("web", 512)
+    client.sysrq("web", "s")
+    client.trigger("web", Trigger.NMI, 1)
+    assert client.dump_core("web", "/core", live=True) == dump
+    assert [msgspec.json.decode(request.body) for request in stub.requests] == [
+        {"count": 2},
+        {"memory_mib": 128},
+        {"maxmem_mib": 512},
+        {"key": "s"},
+        {"trigger": "nmi", "vcpu": 1},
+        {"path": "/core", "live": True, "crash": False, "reset": False},
+    ]
+
+
+def test_a_core_may_take_longer_than_other_answers(stub: Stub) -> None:
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.5)
+        send(handler, CoreDump("web", "/core", 0))
+
+    stub.answers["POST /v1/domains/web/dump-core"] = slowly
+    stub.answers["POST /v1/domains/web/pause"] = slowly
+    with Client(Address(socket=stub.path), timeout=0.1) as client:
+        assert client.dump_core("web").path == "/core"
+        with pytest.raises(errors.OutcomeUnknown):
+            client.pause("web")
 
 
 @pytest.mark.parametrize(

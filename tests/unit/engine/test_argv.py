@@ -54,7 +54,7 @@ def test_a_pvh_domain() -> None:
         *("-machine", "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off,dump-guest-core=off"),
         *("-accel", "tcg,thread=multi"),
         *("-cpu", "max"),
-        *("-smp", "cpus=1,maxcpus=1"),
+        *("-smp", "cpus=1,maxcpus=1,sockets=1,cores=1,threads=1"),
         *("-m", "size=512M"),
         *("-rtc", "base=utc"),
         *("-chardev", "pipe,id=console0,path=console"),
@@ -69,6 +69,7 @@ def test_a_pvh_domain() -> None:
         *("-device", "virtio-blk-pci,id=xvda,serial=xvda,drive=xvda.0"),
         *("-netdev", "user,id=vif0"),
         *("-device", f"virtio-net-pci,id=nic0,netdev=vif0,mac={MAC},romfile="),
+        *("-device", "virtio-balloon-pci"),
         *("-device", "pvpanic"),
         *("-device", "virtio-rng-pci"),
     ]
@@ -98,6 +99,7 @@ def test_an_hvm_domain_boots_as_told() -> None:
         "virtio-blk-pci,id=xvdb,serial=xvdb,drive=xvdb.0,bootindex=2",
         "ide-cd,id=hdc,bus=ide.1,unit=0,drive=hdc.0,bootindex=0",
         f"e1000,id=nic0,netdev=vif0,mac={MAC},bootindex=3",
+        "virtio-balloon-pci",
         "pvpanic",
         "virtio-rng-pci",
         "VGA",
@@ -176,7 +178,16 @@ def test_kvm_takes_the_hosts_cpu_and_many_vcpus_share_a_thread() -> None:
     kvm = make(DomainConfig(name="x"), accelerator="kvm")
     assert (after(kvm, "-accel"), after(kvm, "-cpu")) == (["kvm"], ["host"])
     many = make(DomainConfig(name="x", vcpus=3, maxvcpus=8))
-    assert (after(many, "-accel"), after(many, "-smp")) == (["tcg,thread=single"], ["cpus=3,maxcpus=8"])
+    assert after(many, "-accel") == ["tcg,thread=single"]
+
+
+@pytest.mark.parametrize(("accelerator", "model"), [("kvm", "host"), ("tcg", "max")])
+def test_all_vcpus_but_the_first_are_devices_that_can_be_unplugged(accelerator: str, model: str) -> None:
+    words = make(DomainConfig(name="x", vcpus=3, maxvcpus=8), accelerator=accelerator)
+    assert after(words, "-smp") == ["cpus=1,maxcpus=8,sockets=1,cores=8,threads=1"]
+    assert [word for word in after(words, "-device") if "-cpu," in word] == [
+        f"{model}-x86_64-cpu,id=cpu{number},socket-id=0,core-id={number},thread-id=0" for number in (1, 2)
+    ]
 
 
 def test_a_folder_may_have_any_name() -> None:

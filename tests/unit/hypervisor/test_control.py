@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from pyxen.abi import sched
 from pyxen.api import ShutdownReason
 from pyxen.engine.events import EventLog
 from pyxen.errors import Conflict
-from pyxen.hypervisor.control import Control
+from pyxen.hypervisor.control import Control, Later
 from pyxen.hypervisor.events import Events
 from pyxen.hypervisor.jail import Report
 from pyxen.hypervisor.loop import Loop
@@ -29,8 +32,29 @@ def _refuse() -> None:
 def path(tmp_path: Path) -> Iterator[Path]:
     """A socket whose loop runs in a thread."""
     loop = Loop()
+    finish, done = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        assert finish.wait(20)
+        return "waited"
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     control = Control(
-        tmp_path / "control.sock", loop, {"add": lambda a, b=0: {"sum": a + b}, "refuse": _refuse, "none": lambda: None}
+        tmp_path / "control.sock",
+        loop,
+        {
+            "add": lambda a, b=0: {"sum": a + b},
+            "refuse": _refuse,
+            "none": lambda: None,
+            "read": read_all,
+            "wait": lambda: Later(wait, done.set),
+            "wait-refused": lambda: Later(_refuse, done.set),
+            "wait-full": lambda: Later(full, done.set),
+            "finish": finish.set,
+            "done": done.is_set,
+        },
     )
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -77,6 +101,81 @@ def test_what_is_no_good_command_is_told_so_and_the_next_one_is_answered(path: P
     answers = say(path, line, b'{"execute":"add","arguments":{"a":1}}')
     assert words in answers[0]["error"]["desc"]
     assert answers[1] == {"return": {"sum": 1}}
+
+
+def read_all(fds: list[int]) -> str:
+    return "".join(os.read(fd, 100).decode() for fd in fds)
+
+
+def test_a_command_gets_the_descriptors_that_came_beside_its_line(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("contents")
+    before = open_files()
+    with (tmp_path / "file").open() as file, socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(path))
+        answers = caller.makefile("rb")
+        expected: list[tuple[bytes, dict[str, Any]]] = [
+            (b'{"execute":"read"}\n', {"return": "contents"}),
+            (b'{"execute":"none"}\n', {"error": {"code": "invalid-request"}}),
+            (b"nonsense\n", {"error": {}}),
+            (b'{"execute":"read","arguments":{"fds":[0]}}\n', {"error": {"code": "invalid-request"}}),
+        ]
+        for line, answer in expected:
+            file.seek(0)
+            caller.sendall(b'{"execute":"none"}\n')
+            socket.send_fds(caller, [line[:9]], [file.fileno()])
+            caller.sendall(line[9:])
+            assert json.loads(answers.readline()) == {"return": {}}
+            got = json.loads(answers.readline())
+            assert got.keys() == answer.keys()
+            assert answer.get("error", {}).items() <= got.get("error", {}).items()
+            assert got.get("return") == answer.get("return")
+        answers.close()
+        socket.send_fds(caller, [b"half a line"], [file.fileno()])
+    say(path, b'{"execute":"none"}')
+    until = time.monotonic() + 20
+    while open_files() != before and time.monotonic() < until:
+        time.sleep(0.005)
+    assert open_files() == before
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_takes_long_keeps_nobody_else_waiting(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as patient:
+        patient.connect(str(path))
+        answers = patient.makefile("rb")
+        patient.sendall(b'{"execute":"wait","id":1}\n{"execute":"add","arguments":{"a":1}}\n')
+        assert say(path, b'{"execute":"finish"}') == [{"return": {}}]
+        assert json.loads(answers.readline()) == {"return": "waited", "id": 1}
+        assert json.loads(answers.readline()) == {"return": {"sum": 1}}
+        answers.close()
+    assert say(path, b'{"execute":"done"}') == [{"return": True}]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("wait-refused", {"desc": "not now", "code": "conflict"}),
+        ("wait-full", {"desc": "No space left on device", "code": "engine-failed"}),
+    ],
+)
+def test_what_takes_long_may_fail(path: Path, command: str, error: dict[str, str]) -> None:
+    assert say(path, json.dumps({"execute": command}).encode()) == [{"error": error}]
+    assert say(path, b'{"execute":"done"}') == [{"return": True}]
+
+
+def test_a_caller_that_leaves_does_not_end_what_it_asked_for(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(path))
+        caller.sendall(b'{"execute":"wait"}\n')
+        say(path, b'{"execute":"none"}')
+    say(path, b'{"execute":"finish"}')
+    until = time.monotonic() + 20
+    while say(path, b'{"execute":"done"}') != [{"return": True}] and time.monotonic() < until:
+        time.sleep(0.005)
+    assert say(path, b'{"execute":"done"}') == [{"return": True}]
 
 
 def test_callers_come_and_go(path: Path) -> None:

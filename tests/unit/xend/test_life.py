@@ -32,7 +32,7 @@ def gone(xend: Xend, name: str) -> bool:
 
 def running_as(xend: Xend, name: str, domid: int) -> bool:
     record = xend.life.registry.named(name)
-    return record is not None and record.domid == domid and record.phase is Phase.RUNNING
+    return record is not None and record.domid == domid and record.uuid in xend.life.registry.live
 
 
 async def create(xend: Xend, name: str = "web", **keys: object) -> None:

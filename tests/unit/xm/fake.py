@@ -118,6 +118,27 @@ class FakeClient(Client):
     def rename(self, ref: str, name: str) -> Domain:
         return self._order("rename", ref, name)
 
+    def set_vcpus(self, ref: str, count: int) -> Domain:
+        return self._order("set_vcpus", ref, count)
+
+    def set_memory(self, ref: str, memory_mib: int) -> Domain:
+        return self._order("set_memory", ref, memory_mib)
+
+    def set_maxmem(self, ref: str, maxmem_mib: int) -> Domain:
+        return self._order("set_maxmem", ref, maxmem_mib)
+
+    def sysrq(self, ref: str, key: str) -> Domain:
+        return self._order("sysrq", ref, key)
+
+    def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None = None) -> Domain:
+        return self._order("trigger", ref, trigger, vcpu)
+
+    def dump_core(
+        self, ref: str, path: str | None = None, *, live: bool = False, crash: bool = False, reset: bool = False
+    ) -> api.CoreDump:
+        self._order("dump_core", ref, path, live, crash, reset)
+        return api.CoreDump(ref, path or "/state/dump/web-3-1.core", 4096)
+
     def delete(self, ref: str) -> None:
         self._order("delete", ref)
 

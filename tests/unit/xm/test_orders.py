@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyxen.api import Image, PowerState, Progress
+from pyxen.api import Image, PowerState, Progress, Trigger
 from pyxen.errors import PyxenError
 from pyxen.xm import wait
 
@@ -32,6 +32,57 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
     assert xm("rename", "web", "new") == (0, "", "")
     assert xm("start", "-p", "web") == (0, "", "")
     assert fake.orders == [("rename", "web", "new"), ("start", "web", True)]
+
+
+@pytest.mark.parametrize(
+    ("words", "order"),
+    [
+        (("vcpu-set", "web", "4"), ("set_vcpus", "web", 4)),
+        (("mem-set", "web", "128"), ("set_memory", "web", 128)),
+        (("mem-set", "web", "1g"), ("set_memory", "web", 1024)),
+        (("mem-set", "web", "262144k"), ("set_memory", "web", 256)),
+        (("mem-max", "web", "512M"), ("set_maxmem", "web", 512)),
+        (("sysrq", "web", "s"), ("sysrq", "web", "s")),
+        (("trigger", "web", "nmi"), ("trigger", "web", Trigger.NMI, None)),
+        (("trigger", "web", "nmi", "1"), ("trigger", "web", Trigger.NMI, 1)),
+    ],
+)
+def test_silent_orders_with_arguments(
+    xm: Xm, fake: FakeClient, words: tuple[str, ...], order: tuple[object, ...]
+) -> None:
+    assert xm(*words) == (0, "", "")
+    assert fake.orders == [order]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("vcpu-set", "web", "0"), "0 is not in the range"),
+        (("vcpu-set", "web", "two"), "not a valid integer"),
+        (("mem-set", "web", "much"), "is not an amount of memory"),
+        (("mem-set", "web", "100k"), "is not a whole number of MiB"),
+        (("mem-max", "web", "0"), "less than 1 MiB"),
+        (("sysrq", "web", "sub"), "is not one letter or digit"),
+        (("trigger", "web", "panic"), "is not one of"),
+        (("dump-core", "-CR", "web"), "more than one '-CR' option"),
+    ],
+)
+def test_orders_that_make_no_sense_are_not_given(
+    xm: Xm, fake: FakeClient, words: tuple[str, ...], complaint: str
+) -> None:
+    done = xm(*words)
+    assert done.status == 2
+    assert complaint in done.err
+    assert fake.orders == []
+
+
+def test_dump_core_says_where_it_has_put_it(xm: Xm, fake: FakeClient, here: Path) -> None:
+    assert xm("dump-core", "-L", "web", "my.core").out == "Dumping core of domain: web ...\n"
+    assert xm("dump-core", "--crash", "web").out.endswith("\nWritten to /state/dump/web-3-1.core\n")
+    assert fake.orders == [
+        ("dump_core", "web", f"{here}/my.core", True, False, False),
+        ("dump_core", "web", None, False, True, False),
+    ]
 
 
 def test_create(xm: Xm, fake: FakeClient, here: Path) -> None:

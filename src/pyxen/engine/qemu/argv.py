@@ -18,6 +18,9 @@ from pyxen.engine.qemu.disks import disk_arguments
 QBOOT = "/usr/share/qemu/qboot.rom"
 _VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
 _SERIAL_CONSOLE = "ttyS0"
+VCPU_ID = "cpu"
+"""What a VCPU's number follows in the id of its device."""
+CONSOLE_ID = "console0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +118,46 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
     if not kvm:
         # One thread for all VCPUs beats more threads than there are CPUs, most of all while they wait for each other.
         accelerator = f"tcg,thread={'single' if config.vcpus > facts.host_cpus else 'multi'}"
-    maximum = max(config.vcpus, config.maxvcpus or 0)
     return [
         *("-machine", f"{machine},dump-guest-core=off"),
         *("-accel", accelerator),
         *("-cpu", "host" if kvm else "max"),
-        *("-smp", f"cpus={config.vcpus},maxcpus={maximum}"),
-        *("-m", f"size={max(config.memory, config.maxmem or 0)}M"),
+        # One core each, so that a VCPU's number is its core's; all but the first have names and can be unplugged.
+        *("-smp", f"cpus=1,maxcpus={spec.most_vcpus},sockets=1,cores={spec.most_vcpus},threads=1"),
+        *_vcpus(config.vcpus, facts.accelerator),
+        *("-m", f"size={spec.most_memory_mib}M"),
         *("-rtc", f"base={'localtime' if config.localtime else 'utc'}"),
     ]
+
+
+def _vcpus(count: int, accelerator: str) -> list[str]:
+    arguments: list[str] = []
+    for number in range(1, count):
+        driver, *words = (f"{key}={value}" for key, value in vcpu_device(number, accelerator).items())
+        arguments += ["-device", ",".join([driver.removeprefix("driver="), *words])]
+    return arguments
+
+
+def vcpu_device(number: int, accelerator: str) -> dict[str, object]:
+    """A VCPU as QMP's device_add takes it."""
+    driver = "host-x86_64-cpu" if accelerator == "kvm" else "max-x86_64-cpu"
+    return {"driver": driver, "id": f"{VCPU_ID}{number}", "socket-id": 0, "core-id": number, "thread-id": 0}
 
 
 def _console(spec: DomainSpec) -> list[str]:
     if spec.config.serial == "none" and spec.config.type is DomainType.HVM:
         return []
-    chardev = "pipe,id=console0,path=console"
-    if spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split():
-        device = ["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console0"]
+    chardev = f"pipe,id={CONSOLE_ID},path=console"
+    if has_virtio_console(spec):
+        device = ["-device", "virtio-serial-pci", "-device", f"virtconsole,chardev={CONSOLE_ID}"]
     else:
-        device = ["-serial", "chardev:console0"]
+        device = ["-serial", f"chardev:{CONSOLE_ID}"]
     return ["-chardev", chardev, *device]
+
+
+def has_virtio_console(spec: DomainSpec) -> bool:
+    """Is the console a virtio one, in place of a serial port?"""
+    return spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split()
 
 
 def _boot(spec: DomainSpec, facts: Facts) -> list[str]:
@@ -189,9 +212,12 @@ def _devices(config: DomainConfig, facts: Facts) -> list[str]:
         else:
             device += ",romfile="  # a boot ROM costs a second and shows a prompt
         arguments += ["-netdev", netdev, "-device", device]
-    if balloons(config):
-        arguments += ["-device", "virtio-balloon-pci"]
-    return [*arguments, *("-device", "pvpanic"), *("-device", "virtio-rng-pci")]
+    return [
+        *arguments,
+        *("-device", "virtio-balloon-pci"),
+        *("-device", "pvpanic"),
+        *("-device", "virtio-rng-pci"),
+    ]
 
 
 def balloons(config: DomainConfig) -> bool:

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyxen.api import Trigger
+from pyxen.config.model import DomainType
 from pyxen.engine import cgroup
+from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.domain import ProcessDomain
+from pyxen.engine.inotify import Inotify
+from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, has_virtio_console, vcpu_device
 from pyxen.engine.qemu.qmp import execute
-from pyxen.errors import Conflict, PyxenError
+from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
+
+_LOOK_S = 5.0
+_HVC_SYSRQ = b"\x0f"  # Ctrl-O, Linux' drivers/tty/hvc/hvc_console.c
+_NO_SUCH_TRIGGER = {
+    Trigger.INIT: "QEMU sends no INIT from outside",
+    Trigger.SLEEP: "QEMU's machines have no sleep button",
+}
 
 
 class QemuDomain(ProcessDomain):
     """Speaks to its QEMU by QMP, one connection for each order."""
+
+    def __init__(
+        self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
+    ) -> None:
+        self._plugged = set(range(spec.config.vcpus))
+        self._wanted = 0
+        """How many this xend has been asked for; 0: none yet."""
+        self._replugging: asyncio.Task[None] | None = None
+        super().__init__(spec, directory, pid, inotify, info)
+
+    @property
+    def online(self) -> Collection[int]:
+        return self._plugged
+
+    async def learn_vcpus(self) -> None:
+        """See which VCPUs there are: an earlier xend may have changed that. One that can't be asked has those it began
+        with.
+        """
+        if self.spec.most_vcpus == 1 or not self.alive:
+            return
+        with contextlib.suppress(PyxenError):
+            slots = await execute(self.directory, "query-hotpluggable-cpus", timeout_s=_LOOK_S)
+            self._plugged = {slot["props"]["core-id"] for slot in slots if "qom-path" in slot}
 
     async def pause(self) -> None:
         await self._order("pause", "stop")
@@ -28,26 +65,121 @@ class QemuDomain(ProcessDomain):
         # The power button is all there is; xend remembers what was meant by it.
         await self._order("shut down", "system_powerdown")
 
+    async def set_vcpus(self, count: int) -> None:
+        surplus = sorted((number for number in self._plugged if number >= count), reverse=True)
+        if surplus and self.info.accelerator == "tcg":
+            # The guest lets go, QEMU frees the VCPU, and TCG goes on using it: the next change of anything in the
+            # machine corrupts QEMU's memory (7.2), and with one thread for all VCPUs it aborts at once.
+            raise Unsupported(
+                f"QEMU can't take a VCPU away from '{self.spec.config.name}' without KVM",
+                hint=f"The guest can: echo 0 > /sys/devices/system/cpu/cpu{surplus[0]}/online",
+            )
+        self._wanted = count
+        await self._plug_missing()
+        for number in surplus:
+            await self._unplug(number)
+
+    async def set_memory(self, mib: int) -> None:
+        await self._order("change the memory of", "balloon", {"value": mib << 20})
+
+    async def set_max_memory(self, mib: int) -> None:
+        """Nothing: QEMU's balloon has no limit of its own, so xend's is all there is."""
+
+    async def sysrq(self, key: str) -> None:
+        what = "press SysRq in"
+        if has_virtio_console(self.spec):
+            self._refuse_stopped(what)
+            self._type(_HVC_SYSRQ + key.encode())
+        elif self.spec.config.type is DomainType.PVH or (self.spec.kernel and self.spec.config.serial != "none"):
+            # On a serial console it is a break, and the key typed after it.
+            await self._order(what, "chardev-send-break", {"id": CONSOLE_ID})
+            self._type(key.encode())
+        elif key.isascii() and (key.isdigit() or key.islower()):
+            keys = [{"type": "qcode", "data": code} for code in ("alt", "sysrq", key)]
+            await self._order(what, "send-key", {"keys": keys})
+        else:
+            raise Unsupported(f"'{key}' can't be pressed with SysRq on the keyboard of an hvm domain")
+
+    async def trigger(self, trigger: Trigger, vcpu: int | None) -> None:
+        what = f"trigger {trigger} in"
+        match trigger:
+            case Trigger.NMI if vcpu is None:
+                await self._order(what, "inject-nmi")
+            case Trigger.NMI:
+                raise Unsupported("QEMU sends an NMI to all VCPUs, not to one", hint="Leave the VCPU out.")
+            case Trigger.RESET:
+                await self._order(what, "system_reset")
+            case Trigger.POWER:
+                await self._order(what, "system_powerdown")
+            case Trigger.S3RESUME if self.spec.config.type is DomainType.HVM:
+                await self._order(what, "system_wakeup")
+            case _:
+                why = _NO_SUCH_TRIGGER.get(trigger, "a pvh domain can't sleep in S3")
+                raise Unsupported(f"cannot trigger {trigger} in '{self.spec.config.name}': {why}")
+
     async def destroy(self) -> None:
         # SIGTERM rather than SIGKILL: QEMU then writes back what it still holds of the disks.
         await super().destroy()
         cgroup.remove(self.spec.uuid)
 
-    async def dump_core(self, path: Path) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            await self._execute("dump-guest-memory", {"paging": False, "protocol": "fd:core"}, fd=("core", fd))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(fd)
+    async def dump_core(self, file: int, *, live: bool = False) -> None:
+        if live and not self.paused and self.stopped is None:
+            raise Unsupported("QEMU pauses a guest while it dumps its core", hint="Leave --live out.")
+        await self._execute("dump-guest-memory", {"paging": False, "protocol": "fd:core"}, fd=("core", file))
 
-    async def _order(self, what: str, command: str) -> None:
+    def close(self) -> None:
+        if self._replugging is not None:
+            self._replugging.cancel()
+        super().close()
+
+    def _look(self) -> None:
+        super()._look()
+        for device in self._events.fate.unplugged:
+            number = device.removeprefix(VCPU_ID)
+            if number != device and number.isdigit():
+                self._plugged.discard(int(number))
+        self._events.fate.unplugged.clear()
+        missing = set(range(self._wanted)) - self._plugged
+        if missing and self.stopped is None and (self._replugging is None or self._replugging.done()):
+            # More were asked for again before the guest had let go of these.
+            self._replugging = asyncio.create_task(self._replug())
+
+    async def _replug(self) -> None:
+        with contextlib.suppress(PyxenError):
+            await self._plug_missing()
+
+    async def _plug_missing(self) -> None:
+        for number in range(self._wanted):
+            if number not in self._plugged:
+                await self._order("plug a VCPU into", "device_add", vcpu_device(number, self.info.accelerator))
+                self._plugged.add(number)
+
+    async def _unplug(self, number: int) -> None:
+        try:
+            await self._order("unplug a VCPU of", "device_del", {"id": f"{VCPU_ID}{number}"})
+        except EngineError as error:
+            # The guest has been asked before, and has not answered yet.
+            if "already in the process of unplug" not in error.message:
+                raise
+
+    def _type(self, data: bytes) -> None:
+        try:
+            fd = os.open(self.directory / "console.in", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise EngineError(f"cannot type into '{self.spec.config.name}': {error.strerror}") from error
+
+    async def _order(self, what: str, command: str, arguments: Mapping[str, object] | None = None) -> None:
         """A command that only makes sense while the guest lives."""
+        self._refuse_stopped(what)
+        await self._execute(command, arguments)
+
+    def _refuse_stopped(self, what: str) -> None:
         if self.stopped is not None:
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
-        await self._execute(command)
 
     async def _execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, fd: tuple[str, int] | None = None

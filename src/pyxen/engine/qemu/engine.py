@@ -112,7 +112,10 @@ class QemuEngine:
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
-        return QemuDomain.adopt(spec, directory, self._watcher())
+        domain = QemuDomain.adopt(spec, directory, self._watcher())
+        if domain is not None:
+            await domain.learn_vcpus()
+        return domain
 
     def reap(self, directory: Path) -> None:
         reap(directory)

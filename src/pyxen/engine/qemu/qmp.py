@@ -80,7 +80,8 @@ async def session(directory: Path, name: str = SOCKET, *, timeout_s: float | Non
         async with asyncio.timeout(timeout_s), _connected(qmp, directory, name) as client:
             yield Session(client, qmp.ExecuteError)
     except TimeoutError:
-        raise Unavailable(f"QEMU did not answer within {timeout_s:g} s") from None
+        waited = f" within {timeout_s:g} s" if timeout_s is not None else ""
+        raise Unavailable(f"QEMU did not answer{waited}") from None
     except (qmp.QMPError, OSError, EOFError) as error:
         raise Unavailable(f"QEMU's control socket does not answer: {error}") from error
 

@@ -136,6 +136,8 @@ class EventChannels:
         self.fifo: Fifo | None = None
         self.pollers: set[Vcpu] = set()
         """VCPUs inside SCHEDOP_poll."""
+        self.vcpu_left: Callable[[int], None] = lambda vcpu: None
+        """Told of a VCPU whose IPI or VIRQ the guest has closed: it does so to those that it has taken offline."""
         self._vcpus = vcpus
         self._info = shared_info
         self._page = page
@@ -306,6 +308,8 @@ class EventChannels:
             peer.state, peer.peer, peer.remote = State.UNBOUND, None, self.domid
         if channel.state is State.VIRQ:
             self._vcpus[channel.vcpu if channel.virq in PER_VCPU_VIRQS else 0].virqs[channel.virq] = 0
+        if channel.state is State.IPI or (channel.state is State.VIRQ and channel.virq in PER_VCPU_VIRQS):
+            self.vcpu_left(channel.vcpu)
         self._ports.clear_pending(channel)
         del self._channels[port]
         heapq.heappush(self._freed, port)

@@ -55,6 +55,7 @@ def _extents(vcpu: Vcpu, arg: int, start: int, bits: int, each: Callable[[Domain
         return start
     end = min(op.nr_extents, start + (MAX_PAGES >> op.extent_order))
     pages = 1 << op.extent_order
+    domain.reservation.changed()
     for index in range(start, end):
         try:
             gfn = _gfn_list(vcpu, op.extent_start, index, bits)

@@ -59,6 +59,10 @@ class SpecialRegisters:
         self._set(uapi.SREGS_CR0, value)
 
     @property
+    def cr2(self) -> int:
+        return self._get(uapi.SREGS_CR2)
+
+    @property
     def cr3(self) -> int:
         return self._get(uapi.SREGS_CR3)
 

@@ -149,6 +149,7 @@ SREGS_SEGMENTS: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 SREGS_GDT: Final = 192
 SREGS_IDT: Final = 208
 SREGS_CR0: Final = 224
+SREGS_CR2: Final = 232
 SREGS_CR3: Final = 240
 SREGS_CR4: Final = 248
 SREGS_EFER: Final = 264

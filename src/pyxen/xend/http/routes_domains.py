@@ -49,6 +49,30 @@ async def _rename(call: Call) -> api.Domain:
     return await call.core.rename(call.ref("domain"), call.body.name)
 
 
+async def _set_vcpus(call: Call) -> api.Domain:
+    return await call.core.set_vcpus(call.ref("domain"), call.body.count)
+
+
+async def _set_memory(call: Call) -> api.Domain:
+    return await call.core.set_memory(call.ref("domain"), call.body.memory_mib)
+
+
+async def _set_maxmem(call: Call) -> api.Domain:
+    return await call.core.set_maxmem(call.ref("domain"), call.body.maxmem_mib)
+
+
+async def _sysrq(call: Call) -> api.Domain:
+    return await call.core.sysrq(call.ref("domain"), call.body.key)
+
+
+async def _trigger(call: Call) -> api.Domain:
+    return await call.core.trigger(call.ref("domain"), call.body.trigger, call.body.vcpu)
+
+
+async def _dump_core(call: Call) -> api.CoreDump:
+    return await call.core.dump_core(call.ref("domain"), call.body)
+
+
 async def _vcpus(call: Call) -> api.VcpuList:
     return call.core.vcpus(call.ref("domain"))
 
@@ -89,6 +113,30 @@ OPERATIONS = (
         body=api.RenameRequest, result=api.Domain, errors=(404, 409),
     ),
     Operation("GET", f"{_ONE}/vcpus", "listVcpus", "A domain's VCPUs", _vcpus, result=api.VcpuList, errors=(404,)),
+    Operation(
+        "POST", f"{_ONE}/set-vcpus", "setVcpus", "Ask the guest to use more or fewer VCPUs; does not wait for it",
+        _set_vcpus, body=api.SetVcpusRequest, result=api.Domain, status=202, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", f"{_ONE}/set-memory", "setMemory", "Ask the guest to shrink or grow; does not wait for it",
+        _set_memory, body=api.SetMemoryRequest, result=api.Domain, status=202, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", f"{_ONE}/set-maxmem", "setMaxmem", "Set the most memory that a domain may be given", _set_maxmem,
+        body=api.SetMaxmemRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", f"{_ONE}/sysrq", "pressSysrq", "Press SysRq and a key in the guest", _sysrq,
+        body=api.SysrqRequest, result=api.Domain, status=202, errors=(404, 409, 422, 500),
+    ),
+    Operation(
+        "POST", f"{_ONE}/trigger", "triggerDomain", "Send the guest an event of hardware", _trigger,
+        body=api.TriggerRequest, result=api.Domain, status=202, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", f"{_ONE}/dump-core", "dumpCore", "Write the guest's memory and registers to a file as an ELF core",
+        _dump_core, body=api.DumpRequest, body_optional=True, result=api.CoreDump, errors=(404, 409, 422, 500, 507),
+    ),
     Operation(
         "GET", f"{_ONE}/console", "openConsole", "A domain's console, over a WebSocket", needs_websocket,
         status=101, stream=True, errors=(404, 409, 426),

@@ -338,3 +338,14 @@ def test_the_upcall_vector_of_a_vcpu_comes_before_the_domains(guest: ScriptedGue
     assert [port_op(guest, abi.SEND, bind_ipi(guest, vcpu)) for vcpu in (0, 1)] == [0, 0]
     assert guest.machine.injected == [(0, 0x40)]
     assert guest.machine.upcalls == [(1, 0xF3)]
+
+
+def test_closing_what_belongs_to_a_vcpu_tells_that_it_may_have_gone(guest: ScriptedGuest) -> None:
+    left: list[int] = []
+    guest.domain.evtchn.vcpu_left = left.append
+    ipi = bind_ipi(guest, 1)
+    _, timer = bind_virq(guest, abi.VIRQ_TIMER, 1)
+    other = alloc_unbound(guest)
+    for port in (ipi, timer, other):
+        assert port_op(guest, abi.CLOSE, port) == 0
+    assert left == [1, 1]

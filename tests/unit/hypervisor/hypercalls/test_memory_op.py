@@ -53,6 +53,19 @@ def test_ballooning_gives_pages_back_and_takes_them_again(guest: ScriptedGuest) 
     assert maximum == RAM_PAGES
 
 
+def test_a_lowered_maximum_keeps_pages_away_and_changes_are_told(guest: ScriptedGuest) -> None:
+    calls: list[int] = []
+    guest.domain.reservation.changed = lambda: calls.append(1)
+    assert extents(guest, abi.DECREASE_RESERVATION, [0x300, 0x301, 0x302]) == 3
+    guest.domain.reservation.maximum = RAM_PAGES - 2
+    assert extents(guest, abi.POPULATE_PHYSMAP, [0x300, 0x301]) == 1
+    assert current(guest) == RAM_PAGES - 2
+    assert guest.op(MEMORY_OP, abi.MAXIMUM_RESERVATION, abi.DOMAIN_ID_ARG, abi.DomainId(DOMID))[0] == RAM_PAGES - 2
+    guest.domain.reservation.maximum = RAM_PAGES
+    assert extents(guest, abi.POPULATE_PHYSMAP, [0x301, 0x302]) == 2
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("gfn", [0xA0, 0xFF, 0x400, 0xFFFFFFFF])
 def test_what_is_not_ram_ends_the_count(guest: ScriptedGuest, gfn: int) -> None:
     assert extents(guest, abi.DECREASE_RESERVATION, [0x300, gfn, 0x301]) == 1

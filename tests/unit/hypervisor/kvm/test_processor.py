@@ -39,6 +39,9 @@ class Xen:
     def started(self, vcpu: int) -> None:
         self.seen.put(("started", vcpu))
 
+    def halted(self, vcpu: int) -> None:
+        self.seen.put(("halted", vcpu))
+
     def switched_off(self) -> None:
         self.seen.put(("switched off",))
 
@@ -197,11 +200,7 @@ def test_another_vcpu_starts_where_it_is_told() -> None:
         cpu.start()
         assert cpu.wait_parked(_SOON_S)
         assert not cpu.up
-        flat, code = 0xC93, 0xC9B
-        zeros = dict.fromkeys(Context32._fields, 0)
-        limits = {f"{name}_limit": 0xFFFFFFFF for name in ("cs", "ds", "ss", "es")}
-        rights = {"cs_ar": code, "ds_ar": flat, "ss_ar": flat, "es_ar": flat, "tr_ar": 0x8B, "tr_limit": 0x67}
-        cpu.begin_at(Context32(**(zeros | limits | rights | {"eax": 9, "eip": CODE, "cr0": 1})))
+        cpu.begin_at(flat())
         cpu.release(Hold.DOWN)
         assert xen.next()[:3] == ("hypercall", 1, 9)
         assert cpu.up
@@ -214,3 +213,41 @@ def test_a_vcpu_that_was_never_started_can_be_held_and_ended() -> None:
         cpu.hold(Hold.PAUSED)
         assert cpu.wait_parked(_SOON_S)
         cpu.release(Hold.PAUSED)
+
+
+def test_a_vcpu_that_halts_for_good_is_down_until_it_is_started_again() -> None:
+    xen = Xen()
+    with processor(f"{_OUT} fa f4", xen, number=1) as (cpu, _, _):  # cli; hlt
+        cpu.start()
+        for _ in range(2):
+            cpu.begin_at(flat())
+            assert xen.next()[:3] == ("hypercall", 1, 9)
+            assert look_until_down(cpu, _SOON_S)
+            assert xen.next() == ("halted", 1)
+
+
+def test_a_vcpu_that_waits_for_interrupts_is_up() -> None:
+    xen = Xen()
+    with processor(f"{_OUT} fb f4 ebfd", xen, number=1) as (cpu, _, _):  # sti; hlt
+        cpu.start()
+        cpu.begin_at(flat())
+        xen.next()
+        assert not look_until_down(cpu, 0.2)
+        assert xen.seen.empty()
+
+
+def look_until_down(cpu: Processor, bound_s: float) -> bool:
+    until = time.monotonic() + bound_s
+    while cpu.up and time.monotonic() < until:
+        cpu.look()
+        time.sleep(0.005)
+    return not cpu.up
+
+
+def flat() -> Context32:
+    """Registers of 32-bit flat mode, at the code, with 9 in EAX."""
+    data, code = 0xC93, 0xC9B
+    zeros = dict.fromkeys(Context32._fields, 0)
+    limits = {f"{name}_limit": 0xFFFFFFFF for name in ("cs", "ds", "ss", "es")}
+    rights = {"cs_ar": code, "ds_ar": data, "ss_ar": data, "es_ar": data, "tr_ar": 0x8B, "tr_limit": 0x67}
+    return Context32(**(zeros | limits | rights | {"eax": 9, "eip": CODE, "cr0": 1}))

@@ -17,7 +17,7 @@ from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import Verdict
-from pyxen.errors import Conflict, NotFound, PyxenError
+from pyxen.errors import Conflict, NotFound, PyxenError, Unsupported
 from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
@@ -110,6 +110,33 @@ class FakeCore:
 
     async def built(self, ref: str) -> None:
         self.get(ref)
+
+    async def set_vcpus(self, ref: str, count: int) -> api.Domain:
+        domain = self._become(ref, self.get(ref).power_state)
+        domain.vcpus = count
+        return domain
+
+    async def set_memory(self, ref: str, mib: int) -> api.Domain:
+        domain = self._become(ref, self.get(ref).power_state)
+        domain.memory_mib = mib
+        return domain
+
+    async def set_maxmem(self, ref: str, mib: int) -> api.Domain:
+        domain = self._become(ref, self.get(ref).power_state)
+        domain.maxmem_mib = mib
+        return domain
+
+    async def sysrq(self, ref: str, key: str) -> api.Domain:
+        return self._become(ref, PowerState.CRASHED if key == "c" else self.get(ref).power_state)
+
+    async def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None) -> api.Domain:
+        if trigger is api.Trigger.INIT:
+            raise Unsupported("cannot trigger init")
+        return self._become(ref, self.get(ref).power_state)
+
+    async def dump_core(self, ref: str, request: api.DumpRequest) -> api.CoreDump:
+        domain = self._become(ref, self.get(ref).power_state)
+        return api.CoreDump(domain.name, request.path or "/dump", 4096)
 
     def console(self, ref: str) -> Console:
         domain = self.get(ref)

@@ -48,6 +48,28 @@ async def test_a_domain_from_creation_to_deletion(client: httpx2.AsyncClient) ->
     assert problem(await client.get("/v1/domains/www")).code == "not-found"
 
 
+async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: FakeCore) -> None:
+    core.add("web")
+    for verb, body, status in [
+        ("set-vcpus", {"count": 2}, 202),
+        ("set-vcpus", {"count": 0}, 400),
+        ("set-memory", {"memory_mib": 64}, 202),
+        ("set-memory", {"memory_mib": "64M"}, 400),
+        ("set-maxmem", {"maxmem_mib": 512}, 200),
+        ("sysrq", {"key": "s"}, 202),
+        ("sysrq", {"key": "ss"}, 400),
+        ("trigger", {"trigger": "nmi", "vcpu": 0}, 202),
+        ("trigger", {"trigger": "init"}, 422),
+        ("trigger", {"trigger": "fire"}, 400),
+        ("dump-core", {"path": "/core"}, 200),
+        ("dump-core", {"path": "core"}, 400),
+    ]:
+        answer = await client.post(f"/v1/domains/web/{verb}", json=body)
+        assert answer.status_code == status, (verb, body, answer.text)
+    assert (await client.post("/v1/domains/web/dump-core")).json()["name"] == "web"
+    assert (await client.get("/v1/domains/web")).json()["memory_mib"] == 64
+
+
 async def test_the_list_begins_with_domain_0(client: httpx2.AsyncClient, core: FakeCore) -> None:
     core.add("b")
     core.add("a")

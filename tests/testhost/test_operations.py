@@ -1,0 +1,187 @@
+"""Orders for a running domain of the Xen engine, through xm: VCPUs, memory, SysRq, cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxen.image import ramdisk, tiny
+from pyxen.image.kernel import unpack
+from tests.testhost import image, run
+
+pytestmark = pytest.mark.guest
+
+_PRELUDE = r"""
+set -e
+xm() { python -m pyxen.xm "$@"; }
+create() { xm create kernel=/vmlinux ramdisk=/ramdisk cmdline=quiet name=inner engine=xen "$@"; }
+try() { # until the command succeeds
+  tries=0
+  until "$@"; do
+    tries=$((tries + 1))
+    [ $tries -lt 240 ] || { echo "never: $*"; tail -n 40 $(log); exit 9; }
+    sleep 0.25
+  done
+}
+log() { ls -d /run/xend/domains/*/console.log; }
+prompt() { try grep -q '~# ' $(log); }
+type() { echo "$1" >$(ls /run/xend/domains/*/console.in); }
+said() { grep -q "^$1" $(log); }
+guest() { # type a line, wait for a word that it prints at the beginning of a line
+  type "$1"
+  try said "$2"
+  echo "guest: $2"
+}
+has() { xm list inner | tail -n 1 | awk '{ print $'$1' }' | grep -qx -- "$2"; }
+# What the probe says of KVM is kept for good, and on a busy machine it may be wrong.
+mkdir -p -m 711 /var/lib/xend
+probe() {
+  python -c 'import pathlib, pyxen.engine.probe as p
+v = p.run_probe(bound_s=60)
+p.run_probe = lambda: v
+assert p.kvm_verdict(pathlib.Path("/var/lib/xend")).usable, v' || { rm /var/lib/xend/kvm.json; false; }
+}
+try probe
+python -m pyxen.xend start
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    ramdisk.busybox()
+    kernel = image.kernel()
+    (tmp_path / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
+    yield {"/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux, "/ramdisk": tmp_path / "ramdisk"}
+
+
+def play(files: dict[str, Path], script: str) -> str:
+    """What the script has printed, run in the test host."""
+    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2, timeout_s=280)
+    output = done.output.replace("\r", "")
+    assert done.status == 0, f"{output}\n{done.console}"
+    return output
+
+
+_VCPUS = r"""
+create memory=192 vcpus=1 maxvcpus=4
+prompt
+has 4 1
+guest 'echo at-first-$(cat /sys/devices/system/cpu/online)' at-first-0
+guest 'for n in 1 2; do (while :; do :; done) & done; echo busy-now' busy-now
+step=0
+for count in 4 2 4; do
+  step=$((step + 1))
+  xm vcpu-set inner $count
+  try has 4 $count
+  guest "echo step-$step-\$(nproc)-\$(cat /sys/devices/system/cpu/online)" "step-$step-$count-0-$((count - 1))"
+done
+xm vcpu-set inner 3
+try has 4 3
+kill -9 $(cat /run/xend/xend.pid)
+sleep 1
+python -m pyxen.xend start
+has 4 3
+xm vcpu-list inner
+xm vcpu-set inner 5 2>&1 || echo refused
+xm destroy inner
+"""
+
+
+def test_vcpus_come_and_go_while_the_guest_works(files: dict[str, Path]) -> None:
+    output = play(files, _VCPUS)
+    assert [line.split()[-5:-2] for line in output.splitlines() if line.startswith("inner ")][-1] == ["3", "-", "--p"]
+    assert "at most 4 VCPUs while it runs, not 5" in output
+    assert "refused" in output
+
+
+_MEMORY = r"""
+create memory=128 maxmem=256
+prompt
+try has 3 128
+type 'echo total-$(awk "/MemTotal/ { print \$2 }" /proc/meminfo)'
+try said total-
+xm mem-set inner 96
+try has 3 96
+xm mem-set inner 256m
+try has 3 256
+type 'echo again-$(awk "/MemTotal/ { print \$2 }" /proc/meminfo)'
+try said again-
+grep -E '^(total|again)-' $(log)
+xm mem-max inner 200 2>&1 || echo refused-max
+xm mem-set inner 160
+xm mem-max inner 200
+xm mem-set inner 201 2>&1 || echo refused-set
+xm mem-set inner 200
+try has 3 200
+xm destroy inner
+"""
+
+
+def test_memory_shrinks_and_grows(files: dict[str, Path]) -> None:
+    output = play(files, _MEMORY)
+    total, again = (int(line.split("-")[1]) for line in output.splitlines() if line.startswith(("total-", "again-")))
+    assert again - total == 128 << 10, output
+    assert "refused-max" in output
+    assert "at most 200 MiB, not 201" in output
+
+
+_CORE = r"""
+create memory=160 vcpus=2
+prompt
+guest 'echo 0123456789abcdef0123 | tee /run/marker | sed s/^/marker-/' marker-0123
+xm dump-core inner /whole.core
+xm dump-core -L inner /live.core
+xm trigger inner nmi
+type 'echo nmis-$(awk "/^ *NMI:/ { print \$2 + \$3 }" /proc/interrupts)'
+try said nmis-
+grep '^nmis-' $(log)
+xm trigger inner init 2>&1 || echo refused
+for core in /whole.core /live.core; do
+  python -m tests.testhost.cores $core 0123456789abcdef0123
+  echo blocks-$(stat -c %b $core)
+done
+xm dump-core --crash inner
+ls /var/lib/xend/dump
+xm list
+"""
+
+
+def test_cores_and_triggers(files: dict[str, Path]) -> None:
+    output = play(files, _CORE)
+    cores = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert len(cores) == 2, output
+    for core in cores:
+        assert core["memory"][0] == [0, 160 << 20]
+        assert core["notes"] == [["CORE", 1, 336], ["QEMU", 0, 440]] * 2
+        assert all(rip >> 47 for rip in core["rip"]), "both VCPUs are in the kernel, idle"
+        assert core["word"]
+    blocks = [int(line.split("-")[1]) for line in output.splitlines() if line.startswith("blocks-")]
+    assert max(blocks) * 512 < 160 << 20, "pages of zeros are holes"
+    assert "\nnmis-2\n" in output
+    assert "cannot trigger init" in output
+    assert "inner-1-" in output
+    assert not [line for line in output.splitlines() if line.startswith("inner ")], "it is destroyed after its dump"
+
+
+_CRASH = r"""
+create memory=128 on_crash=coredump-restart cmdline="quiet sysrq_always_enabled"
+prompt
+xm sysrq inner h
+try grep -q 'sysrq: HELP' $(log)
+xm sysrq inner c
+try has 2 2
+prompt
+python -m tests.testhost.cores /var/lib/xend/dump/inner-1-*.core 'sysrq: Trigger a crash'
+xm trigger inner reset
+try has 2 3
+"""
+
+
+def test_a_crash_by_sysrq_dumps_and_restarts(files: dict[str, Path]) -> None:
+    output = play(files, _CRASH)
+    (core,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert core["word"], "the kernel's log is in its core"
+    assert core["notes"]
