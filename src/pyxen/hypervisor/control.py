@@ -90,7 +90,7 @@ class _Caller:
 def _answer(commands: Mapping[str, Command], line: bytes) -> dict[str, object]:
     try:
         message = msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return {"error": {"desc": f"not a command: {error}"}}
     answer: dict[str, object] = {"id": message["id"]} if "id" in message else {}
     try:
