@@ -1,0 +1,133 @@
+"""Guests that are unusual, many or hostile, in the test host: what one does must be no other's concern.
+
+Each boot of the test host costs most of a minute, so a few of them serve for everything here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyxen.image import ramdisk, tiny
+from pyxen.image.kernel import unpack
+from tests.testhost import guests, image, run
+
+pytestmark = pytest.mark.guest
+
+_PROMPT = "~# "
+_PART = "-----"
+
+_MANY = r"""
+set -e
+xm() { python -m pyxen.xm "$@"; }
+log() { cat /run/xend/domains/$(xm domid $1)/console.log; }
+python -m pyxen.xend start
+truncate -s 1M /disk.img
+create() { name=$1; shift; xm create -q name=$name engine=xen "$@"; }
+create linux1 kernel=/vmlinux ramdisk=/ramdisk memory=160 cmdline=console=hvc0
+create linux2 kernel=/vmlinux ramdisk=/ramdisk memory=160 cmdline='console=hvc0 clocksource=tsc tsc=reliable'
+create linux3 kernel=/vmlinux ramdisk=/ramdisk memory=160
+for n in 1 2 3; do create counter$n kernel=/counter memory=16; done
+create hostile kernel=/hostile memory=16 disk=file:/disk.img,xvda,w
+create crasher kernel=/crasher memory=16 on_crash=restart
+xm list
+for name in linux1 linux2; do
+  tries=0
+  until log $name | grep -q '~# '; do tries=$((tries + 1)); [ $tries -lt 40 ]; sleep 2; done
+  echo "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; sleep 2
+while :; do md5sum /bin/busybox; done" | xm console --drain 1 $name >/dev/null
+done
+xm destroy linux3
+xm destroy counter3
+sums() { log $1 | tr -d '\r' | grep -c '^[0-9a-f]\{32\}  /bin/busybox$'; }
+lines() { log $1 | wc -l; }
+count() {
+  echo "$1 linux1=$(sums linux1) linux2=$(sums linux2) counter1=$(lines counter1) counter2=$(lines counter2)"
+}
+count before
+sleep 5
+count after
+xm list
+xm log | grep -e crash -e restart || true
+cat /run/xend/domains/*/stderr
+for name in linux1 linux2 counter1; do echo "-----$name"; log $name; done
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The kernels and the ramdisk, by their places in the test host."""
+    ramdisk.busybox()
+    kernel = image.kernel()
+    place = tmp_path_factory.mktemp("guests")
+    (place / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
+    for name, elf in (("counter", guests.counter()), ("crasher", guests.crasher()), ("hostile", guests.hostile())):
+        (place / name).write_bytes(elf)
+    return {
+        "/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux,
+        **{f"/{path.name}": path for path in place.iterdir()},
+    }
+
+
+def check_messages(text: str) -> None:
+    """What a kernel has printed from its start on is what it prints on Xen, and nothing that alarms."""
+    assert "Booting kernel on Xen PVH" in text, text
+    bad = [
+        line for line in text.splitlines() if re.search(r"\bWARN|\bBUG\b|Call Trace|Oops|stack trace|Unhandled", line)
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_eight_domains_do_not_notice_each_other(files: dict[str, Path]) -> None:
+    done = run(["sh", "-c", _MANY], files=files, cpus=2, timeout_s=290)
+    output, *parts = done.output.replace("\r", "").split(_PART)
+    assert done.status == 0, f"{done.output}\n{done.console}"
+    logs = {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+    before, after = (
+        dict(map(lambda pair: pair.split("="), line.split()[1:]))
+        for line in re.findall(r"^(?:before|after) .*$", output, re.MULTILINE)
+    )
+    for name, count in before.items():
+        assert int(after[name]) > int(count), f"{name} has stopped: {output}"
+    assert "Traceback" not in output
+    names = re.findall(r"^(\w+) +\d+ ", output.rpartition("Name")[2], re.MULTILINE)
+    assert sorted(names) == ["Domain-0", "counter1", "counter2", "hostile", "linux1", "linux2"], output
+    assert "restarting too fast" in output or "restart-refused" in output, output
+    assert set(logs["counter1"].splitlines()[:-1]) == {guests.LINE.decode().strip()}
+    for name, clock in (("linux1", "xen"), ("linux2", "tsc")):
+        check_messages(logs[name])
+        assert f"\n{clock}\n" in logs[name], logs[name]
+        sums = re.findall(r"^([0-9a-f]{32})  /bin/busybox$", logs[name], re.MULTILINE)
+        assert len(set(sums)) == 1, f"{name} has computed {set(sums)}"
+
+
+def test_a_32_bit_kernel(tmp_path: Path) -> None:
+    """On shadow page tables: TCG's own walk marks entries of PAE's first level, which KVM then finds broken."""
+    kernel, busybox = image.kernel_32()
+    place = tmp_path / "ramdisk"
+    place.write_bytes(tiny.make_ramdisk(kernel.modules, busybox=busybox))
+    unpacked = unpack(kernel.vmlinuz, image.BUILD / "kernels")
+    assert unpacked.bits == 32
+    disk = {"vdev": "xvda", "target": "/disk.img", "format": "raw"}
+    copy = "dd if=/bin/busybox of=/dev/xvda bs=64k conv=fsync; cmp -n 1000000 /bin/busybox /dev/xvda && echo same"
+    words = [[_PROMPT, f"uname -m; cat /sys/hypervisor/guest_type; {copy}"], [_PROMPT, "poweroff"]]
+    order = {"cmdline": "console=hvc0", "config": {"disk": [disk], "vcpus": 2}, "type": words}
+    script = "rmmod kvm_amd && insmod /lib/modules/$(uname -r)/kvm_amd.ko npt=0 && exec python -m tests.testhost.guest "
+    found = _guest(["sh", "-c", f'{script} "$0"', json.dumps(order)], {"/vmlinux": unpacked.vmlinux, "/ramdisk": place})
+    console = found["console"].replace("\r", "")
+    check_messages(console)
+    assert "\ni686\nPVH\n" in console, console
+    assert "\nsame\n" in console, console
+    assert found["events"][-1]["data"] == {"guest": True, "reason": "guest-shutdown"}
+    assert not found["stderr"]
+
+
+def _guest(command: list[str], files: dict[str, Path], cpus: int = 2) -> dict[str, Any]:
+    done = run(command, files=files, cpus=cpus, timeout_s=290)
+    assert done.status == 0, f"{done.output}\n{done.console}"
+    found: dict[str, Any] = json.loads(done.output)
+    return found
