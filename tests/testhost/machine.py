@@ -17,7 +17,9 @@ from pyxen.errors import Unsupported
 from tests.testhost import image
 
 QBOOT = Path("/usr/share/qemu/qboot.rom")
-_CMDLINE = "console=ttyS0 panic=-1 no_timer_check mitigations=off cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+_CMDLINE = (
+    "console=ttyS0 panic=-1 no_timer_check mitigations=off cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+)
 
 
 @dataclass(frozen=True, slots=True)
