@@ -133,6 +133,22 @@ def test_a_32_bit_kernel(tmp_path: Path) -> None:
     assert not found["stderr"]
 
 
+def test_32_vcpus(files: dict[str, Path]) -> None:
+    """Without ``lpj`` each of them measures its delay loop by timer ticks, which takes seconds here.
+
+    A kernel leaves that out where the CPU's counter is known to be steady, as KVM says on all but emulated hosts.
+    """
+    words = [[_PROMPT, "nproc"], [_PROMPT, "poweroff"]]
+    config = {"vcpus": 32, "memory": 384}
+    order = {"cmdline": "console=hvc0 lpj=10000000", "config": config, "type": words}
+    found = _guest(["python", "-m", "tests.testhost.guest", json.dumps(order)], files)
+    console = found["console"].replace("\r", "")
+    check_messages(console)
+    assert "\n32\n" in console, console
+    assert found["events"][-1]["data"] == {"guest": True, "reason": "guest-shutdown"}
+    assert not found["stderr"]
+
+
 def _guest(command: list[str], files: dict[str, Path], cpus: int = 2) -> dict[str, Any]:
     done = run(command, files=files, cpus=cpus, timeout_s=290)
     assert done.status == 0, f"{done.output}\n{done.console}"
