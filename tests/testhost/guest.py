@@ -43,6 +43,8 @@ def main() -> None:
         )
     for prompt, line in order.get("type", ()):
         _wait(domain, prompt)
+        if not (_HERE / "console.in").exists():  # it never began; "stderr" says why
+            break
         fifo = os.open(_HERE / "console.in", os.O_WRONLY)
         os.write(fifo, f"{line}\n".encode())
         os.close(fifo)
@@ -50,15 +52,15 @@ def main() -> None:
     if domain.poll() is None:
         domain.send_signal(signal.SIGTERM)
     status = domain.wait(30)
-    json.dump(
-        {
-            "console": _text("console.log"),
-            "events": [json.loads(line) for line in _text("events").splitlines()],
-            "stderr": _text("stderr"),
-            "status": status,
-        },
-        sys.stdout,
-    )
+    found = {
+        "console": _text("console.log"),
+        "events": [json.loads(line) for line in _text("events").splitlines()],
+        "stderr": _text("stderr"),
+        "status": status,
+    }
+    # The port takes 32 KiB at a time, and Python's unbuffered streams forget what a write leaves over.
+    with open(1, "wb", closefd=False) as out:
+        out.write(json.dumps(found).encode())
 
 
 def _wait(domain: subprocess.Popen[bytes], prompt: str | None) -> None:

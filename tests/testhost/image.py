@@ -51,6 +51,20 @@ def kernel() -> KernelFiles:
     return files
 
 
+def kernel_32() -> tuple[KernelFiles, bytes]:
+    """Debian's 32-bit PAE kernel and a busybox for it, fetched once."""
+    folder = BUILD / "i386"
+    folder.mkdir(parents=True, exist_ok=True)
+    lists = debs.Lists("i386", folder / "apt")
+    root, done = folder / "kernel", folder / "done"
+    if not done.exists():
+        debs.unpack("busybox-static", folder, root, lists=lists)
+        debs.fetch(debs.find_package("linux-image-686-pae", lists), folder, lists=lists)
+        done.touch()
+    files = debs.fetch(debs.KernelSource("", release=_release(folder)), folder, root=root)
+    return files, ramdisk.without_cursor_query((root / "bin" / "busybox").read_bytes())
+
+
 def _release(folder: Path) -> str:
     return next((folder / "kernel" / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,9 @@ from pyxen.errors import Unsupported
 from tests.testhost import image
 
 QBOOT = Path("/usr/share/qemu/qboot.rom")
-_CMDLINE = "console=ttyS0 panic=-1 mitigations=off cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+_CMDLINE = (
+    "console=ttyS0 panic=-1 no_timer_check mitigations=off cryptomgr.notests initcall_blacklist=crypto_kdf108_init"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,18 @@ def run(
             *("-chardev", f"file,id=status,path={status}"),
             *("-device", "virtserialport,chardev=status"),
         ]
-        _wait(subprocess.Popen(arguments, stdin=subprocess.DEVNULL), output if live else None, timeout_s)
+        arguments += ["-monitor", f"unix:{place / 'monitor'},server=on,wait=off"]
+        qemu = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+        evidence = _wait(qemu, output if live else None, timeout_s, place / "monitor")
         said = _text(status).strip()
-        return Done(int(said) if said else None, _text(output), _text(place / "console"))
+        return Done(int(said) if said else None, _text(output), _text(place / "console") + evidence)
 
 
-def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float) -> None:
-    """Wait for QEMU's end, or end it after ``timeout_s`` seconds; meanwhile show what is added to a file."""
+def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float, monitor: Path) -> str:
+    """Wait for QEMU's end, or end it after ``timeout_s`` seconds; meanwhile show what is added to a file.
+
+    Returns where its CPUs were if it had to be ended.
+    """
     deadline = time.monotonic() + timeout_s
     position = 0
     try:
@@ -73,9 +81,25 @@ def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float) -
                 position += len(data)
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
+        return _registers(monitor) if qemu.poll() is None else ""
     finally:
         qemu.kill()
         qemu.wait()
+
+
+def _registers(monitor: Path) -> str:
+    """All CPUs' registers, three times, as QEMU's monitor tells them."""
+    said = b""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(2)
+        caller.connect(str(monitor))
+        for _ in range(3):
+            caller.sendall(b"info registers -a\n")
+            time.sleep(0.5)
+        while data := caller.recv(65536):
+            said += data
+    kept = (line for line in said.decode(errors="replace").splitlines() if line.startswith(("CPU#", "RIP=", "EFER=")))
+    return "\nended while running:\n" + "\n".join(kept)
 
 
 def boot_shell(*, files: Mapping[str, Path] | None = None, cpus: int = 1, memory_mib: int = 2048) -> int:

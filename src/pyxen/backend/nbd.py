@@ -22,17 +22,20 @@ _OPTION = struct.Struct(">8sII")
 _OPTION_REPLY = struct.Struct(">QIII")
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
+_EXPORT = struct.Struct(">HQH")
 
 _OPTION_REPLY_MAGIC = 0x3E889045565A9
 _REQUEST_MAGIC, _REPLY_MAGIC = 0x25609513, 0x67446698
 _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
 _GO = 7
 _ACK, _INFO = 1, 3
-_INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
+_INFO_EXPORT, _INFO_BLOCK_SIZE = b"\0\0", 3
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _FLAG_READ_ONLY, _FLAG_SEND_FLUSH, _FLAG_SEND_TRIM, _FLAG_SEND_WRITE_ZEROES = 2, 4, 32, 64
 _IOV_MAX = 1024
 _INFO_MAX = 65536
+_REPLIES_MAX = 64
+_SIZE_MAX = (1 << 63) - 1
 _RANGE_MAX = 1 << 30
 """Bytes of one trim request; the length's field has 32 bits."""
 
@@ -113,7 +116,7 @@ class NbdDisk:
             + _OPTION.pack(b"IHAVEOPT", _GO, len(wanted))
             + wanted
         )
-        while True:
+        for _ in range(_REPLIES_MAX):
             magic, option, kind, length = _OPTION_REPLY.unpack(self._receive(_OPTION_REPLY.size))
             if magic != _OPTION_REPLY_MAGIC or option != _GO or length > _INFO_MAX:
                 raise EngineError(f"the NBD server at {self._path} answers nonsense")
@@ -125,11 +128,14 @@ class NbdDisk:
             elif kind & 0x8000_0000:
                 why = data.decode("utf-8", "replace") or f"error {kind & 0x7FFF_FFFF}"
                 raise EngineError(f"the NBD server at {self._path} refuses the export {name.decode()!r}: {why}")
+        raise EngineError(f"the NBD server at {self._path} answers without an end")
 
     def _note(self, data: bytes) -> None:
-        (kind,) = struct.unpack_from(">H", data)
-        if kind == _INFO_EXPORT:
-            self.size, self._flags = struct.unpack_from(">QH", data, 2)
+        if data[:2] == _INFO_EXPORT:
+            size, flags = _EXPORT.unpack(data)[1:] if len(data) == _EXPORT.size else (-1, 0)
+            if not 0 <= size <= _SIZE_MAX:
+                raise EngineError(f"the NBD server at {self._path} answers nonsense")
+            self.size, self._flags = size, flags
 
     def _ranges(self, command: int, offset: int, length: int) -> None:
         with self._lock:
@@ -153,7 +159,8 @@ class NbdDisk:
             self._socket.close()
             raise OSError(errno.EPROTO, f"the NBD server at {self._path} answers nonsense")
         if code:
-            raise OSError(code, os.strerror(code))
+            known = code if code in errno.errorcode else errno.EIO
+            raise OSError(known, os.strerror(known))
 
     def _send(self, views: list[memoryview]) -> None:
         while views:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import traceback
 from collections.abc import Callable
 
 from pyxen.backend.guest import CallSoon, GrantError, Port
@@ -67,9 +68,15 @@ class NetQueue:
                     self._receive()
                 self._sleep()
         except (RingError, GrantError) as error:
-            why = str(error)
-            # By then the front end may have connected anew, with another queue.
-            self._call_soon(lambda: None if self._stopping else self._fail(why))
+            self._give_up(str(error))
+        except Exception as error:
+            # A fault of ours that a guest has found: its device is closed, and does not stand still for ever.
+            traceback.print_exc()
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, why: str) -> None:
+        # By then the front end may have connected anew, with another queue.
+        self._call_soon(lambda: None if self._stopping else self._fail(why))
 
     def _receive(self) -> None:
         try:

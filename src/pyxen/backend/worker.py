@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 
 from pyxen.backend.guest import CallSoon, GrantError, Port
@@ -56,9 +57,15 @@ class Worker:
                 self._event.clear()
                 self._work()
         except (RingError, GrantError) as error:
-            why = str(error)
-            # By then the front end may have connected anew, with another worker.
-            self._call_soon(lambda: None if self._stopping else self._fail(why))
+            self._give_up(str(error))
+        except Exception as error:
+            # A fault of ours that a guest has found: its device is closed, and does not stand still for ever.
+            traceback.print_exc()
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, why: str) -> None:
+        # By then the front end may have connected anew, with another worker.
+        self._call_soon(lambda: None if self._stopping else self._fail(why))
 
     def _work(self) -> None:
         while not self._stopping:

@@ -187,7 +187,7 @@ def _answer(commands: Mapping[str, Command], line: bytes, fds: list[int]) -> tup
     """The answer to a line, and what its command has returned."""
     try:
         message = msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return {"error": {"desc": f"not a command: {error}"}}, None
     answer: dict[str, object] = {"id": message["id"]} if "id" in message else {}
     try:

@@ -7,6 +7,7 @@ The machine runs the VCPUs and hands each hypercall to ``Domain.hypercall``; bac
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 from pyxen.abi import hvm
@@ -28,6 +29,8 @@ from pyxen.hypervisor.timers import Timers
 from pyxen.hypervisor.vcpu import Vcpu
 
 _MASK_32 = 0xFFFFFFFF
+_LONGEST_HOLD_S = 0.002
+_WAY_S = 0.0001
 
 
 class Domain:
@@ -156,6 +159,19 @@ class Domain:
                 self.evtchn.raise_virq(VIRQ_DEBUG, vcpu.index)
 
     # For hypercalls
+
+    def make_way(self, held_since: float) -> float:
+        """Between the steps of a long hypercall: let those in who have been waiting for the lock.
+
+        ``held_since`` (time.monotonic) is when it was taken; the answer is when it was, after this.
+        """
+        if time.monotonic() < held_since + _LONGEST_HOLD_S:
+            return held_since
+        self.lock.release()
+        # A lock is not fair: who takes it again at once gets it.
+        time.sleep(_WAY_S)
+        self.lock.acquire()
+        return time.monotonic()
 
     def page(self, gfn: int) -> SharedPage:
         """A frame of the guest's memory. Raises XenError(EINVAL)."""

@@ -33,6 +33,26 @@ class Loop:
         self._queue.append(callback)
         os.eventfd_write(self._wakeup, 1)
 
+    def coalesced(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """A function that has ``callback`` run soon: once, however often it is called until then. For any thread.
+
+        What a guest can ask for must come this way: its events are made faster than they are dealt with.
+        """
+        waiting = False
+
+        def run() -> None:
+            nonlocal waiting
+            waiting = False
+            callback()
+
+        def ask() -> None:
+            nonlocal waiting
+            if not waiting:
+                waiting = True
+                self.call_soon(run)
+
+        return ask
+
     def after_each_round(self, hook: Callable[[], None]) -> None:
         """Run ``hook`` each time before the loop waits again."""
         self._hooks.append(hook)

@@ -104,12 +104,11 @@ class DomainProcess:
 
     def _open_store(self, directory: Path, port: int) -> None:
         store = Store()
-        self.local = Local(store, wake=lambda: self.loop.call_soon(self.local.settle))
+        self.local = Local(store, wake=self.loop.coalesced(lambda: self.local.settle()))
         page = self.domain.memory.view(self.domain.store_gfn << PAGE_SHIFT, PAGE_SIZE)
-        self._ring = Ring(
-            store, self.spec.domid, page, lambda: bound.notify(), wake=lambda: self.loop.call_soon(self._ring.poll)
-        )
-        bound = self.domain.evtchn.bind_backend(port, lambda: self.loop.call_soon(self._ring.poll))
+        poll = self.loop.coalesced(lambda: self._ring.poll())
+        self._ring = Ring(store, self.spec.domid, page, lambda: bound.notify(), wake=poll)
+        bound = self.domain.evtchn.bind_backend(port, poll)
         self._listener = Listener(directory / "xenstore.sock", store, self.loop.selector)
         self.loop.after_each_round(self._listener.flush)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -136,6 +137,10 @@ class Processor:
             self._loop()
         except PyxenError as error:
             self._exits.failed(self.index, str(error))
+        except Exception as error:
+            # A fault of ours that a guest has found: its domain ends, and does not stand still for ever.
+            traceback.print_exc()
+            self._exits.failed(self.index, f"{type(error).__name__}: {error}")
 
     def _loop(self) -> None:
         run, words = self.kvm.run, self.kvm.page[RUN_UNION : RUN_UNION + 4].cast("I")

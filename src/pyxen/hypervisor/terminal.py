@@ -40,6 +40,7 @@ class Terminal:
         page = domain.memory.view(domain.console_gfn << PAGE_SHIFT, PAGE_SIZE)
         self._loop = loop
         self._reading = False
+        self._read_on_soon = loop.coalesced(self._read_on)
         self._console = Console(page, log.write, lambda: self._port.notify())
         self._port = domain.evtchn.bind_backend(port, self._event)
         if not fifo.exists() or not stat.S_ISFIFO(fifo.stat().st_mode):
@@ -60,7 +61,7 @@ class Terminal:
         """The guest has printed, in its VCPU's thread: at once, as some guests wait for it."""
         self._console.on_event()
         if not self._reading and not self._console.full:
-            self._loop.call_soon(self._read_on)
+            self._read_on_soon()
 
     def _read_on(self) -> None:
         if not self._reading:

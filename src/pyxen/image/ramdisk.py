@@ -24,13 +24,13 @@ _APPLETS: Final = ("bin/sh", "bin/mount", "bin/login", "sbin/getty", "sbin/modpr
 _CURSOR_QUERY: Final = b"\x1b[6n\x00"
 
 
-def start(init: str, modules: ModuleTree, names: Sequence[str]) -> Archive:
-    """A ramdisk with busybox, the script ``init`` as process 1, and the kernel modules of these names."""
+def start(init: str, modules: ModuleTree, names: Sequence[str], *, program: bytes | None = None) -> Archive:
+    """A ramdisk with busybox (``program``: another than the host's), the script ``init`` as process 1, and modules."""
     archive = Archive()
     for folder in _FOLDERS:
         archive.folder(folder)
     archive.character_device("dev/console", 5, 1)
-    archive.file("bin/busybox", busybox(), 0o755)
+    archive.file("bin/busybox", busybox() if program is None else program, 0o755)
     for path in _APPLETS:
         archive.symlink(path, "/bin/busybox")
     archive.file("init", script(init), 0o755)

@@ -60,9 +60,9 @@ def build(folder: Path, scratch: Path, kernel: KernelFiles, options: Mapping[str
     return Contents(kernel="vmlinuz", ramdisk="ramdisk", cmdline=CMDLINE)
 
 
-def make_ramdisk(modules: ModuleTree) -> bytes:
-    """The initial ramdisk, a cpio archive."""
-    archive = ramdisk.start("tiny-init", modules, MODULES)
+def make_ramdisk(modules: ModuleTree, *, busybox: bytes | None = None) -> bytes:
+    """The initial ramdisk, a cpio archive. ``busybox``: another one than this host's, for a kernel of another width."""
+    archive = ramdisk.start("tiny-init", modules, MODULES, program=busybox)
     for name in ("poweroff", "halt", "reboot"):
         archive.file(f"sbin/{name}", ramdisk.script("stop"), 0o755)
     archive.file("sbin/hotplug", ramdisk.script("hotplug"), 0o755)

@@ -2,7 +2,8 @@
 
 ``receive`` takes bytes as they come, cut anywhere; ``output`` holds what is to be sent. Whoever carries the bytes stops
 calling ``receive`` while ``congested``: a domain that asks without fetching the answers costs a bounded amount of
-memory. Its watch events are merged where they say the same, and beyond the quota to one for each watch.
+memory. Its watch events are merged where they say the same, and beyond the quota to one for each watch; so are those
+of a program of domain 0 that has stopped reading, which a guest could otherwise fill our memory with.
 """
 
 from __future__ import annotations
@@ -74,9 +75,12 @@ class Connection:
 
     def deliver(self, watch: Watch, path: Path) -> None:
         """Queue a watch event."""
-        if len(self._events) >= self.store.quota.events and self.domid != 0:
+        quota = self.store.quota
+        if len(self._events) >= (quota.events if self.domid else quota.tool_events):
             path = watch.path
         payload = watch.spelled(path, self.domid).encode() + b"\0" + watch.token + b"\0"
+        if len(payload) > PAYLOAD_MAX:
+            return  # as in Xen: no client could take it, and who chose so long a token knows
         event = HEADER.pack(Op.WATCH_EVENT, 0, 0, len(payload)) + payload
         if event not in self._queued:
             self._events.append(event)

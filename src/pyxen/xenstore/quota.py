@@ -20,3 +20,5 @@ class Quota:
     """Nodes looked at and changes made within one transaction."""
     events: int = 1024
     """Watch events that wait to be fetched; beyond, they are merged, never dropped."""
+    tool_events: int = 16384
+    """The same for each program of domain 0."""

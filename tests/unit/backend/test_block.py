@@ -313,6 +313,23 @@ class MemoryDisk:
     def close(self) -> None: ...
 
 
+class FaultyDisk(MemoryDisk):
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        raise KeyError("fault")
+
+
+def test_a_fault_of_our_own_closes_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    front = Blkfront(FaultyDisk())
+    ref, _ = front.guest.page()
+    front.ring.put(front.request(Operation.READ, 0, [(ref, 0, 7)]))
+    front.ring.push()
+    front.guest.evtchn.bound[front.port].callback()
+    front.guest.wait(lambda: front.state() == XenbusState.CLOSING)
+    assert front.guest.local.read(front.device.address.error) == "KeyError: 'fault'"
+    front.close()
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_disk_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         RawDisk(tmp_path / "none", read_only=True)

@@ -95,6 +95,7 @@ def test_a_command_is_answered(path: Path) -> None:
         (b'{"execute":"add"}', "command 'add': "),
         (b'{"execute":"refuse"}', "not now"),
         (b"\xff\xfe", "not a command"),
+        (b'{"\xc1":1}', "not a command"),
     ],
 )
 def test_what_is_no_good_command_is_told_so_and_the_next_one_is_answered(path: Path, line: bytes, words: str) -> None:

@@ -87,6 +87,24 @@ def test_a_timer_that_is_disarmed_or_armed_anew_does_not_fire_for_the_old_time(l
         timer.close()
 
 
+def test_what_is_asked_for_again_and_again_waits_once(loop: Loop) -> None:
+    """A guest's events come faster than they are dealt with, and must not pile up."""
+    runs: list[int] = []
+
+    def serve() -> None:
+        runs.append(len(loop._queue))
+        if len(runs) < 3:
+            ask()
+        else:
+            loop.stop()
+
+    ask = loop.coalesced(serve)
+    for _ in range(1000):
+        ask()
+    loop.run()
+    assert runs == [0, 0, 0]
+
+
 def test_the_clock_runs_as_the_guest_computes_it() -> None:
     clock = GuestClock(2_000_000, [1 << 63, 1 << 63])
     numbers = clock.pvclock(1)

@@ -59,7 +59,7 @@ def _lz4_legacy(data: bytes) -> bytes:
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
+    "gzip": lambda data: gzip.compress(data, mtime=0),
     "xz": lambda data: lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC32),
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "lz4": _lz4_legacy,

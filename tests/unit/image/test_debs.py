@@ -103,6 +103,22 @@ def test_fetch(tools: Path, tmp_path: Path) -> None:
     assert "a" in files.modules
 
 
+def test_packages_of_another_architecture_come_by_lists_of_their_own(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may renew those, and one index that fails among several does no harm."""
+    shown = "Version: 6.1.1\nDepends: linux-image-6.1.0-9-686-pae (= 6.1.1)"
+    lists = debs.Lists("i386", tmp_path / "apt")
+    known = f'[ "$APT_CONFIG" = {tmp_path}/apt/apt.conf ] && grep -q i386 "$APT_CONFIG" && [ -e {tmp_path}/renewed ]'
+    tool(tools, "apt-cache", f"{known} || exit 100\necho '{shown}'")
+    tool(tools, "apt-get", f'case "$*" in *update) touch {tmp_path}/renewed; echo E: one index >&2; exit 100;; esac')
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    source = debs.find_package("linux-image-686-pae", lists)
+    assert (source.package, source.identity) == ("linux-image-6.1.0-9-686-pae", "linux-image-6.1.0-9-686-pae 6.1.1")
+    with pytest.raises(Unavailable, match="cannot download busybox-static: apt-get has left no file"):
+        debs.download("busybox-static", tmp_path, lists=lists)
+
+
 def test_failures_name_the_tool_and_its_words(tools: Path) -> None:
     tool(tools, "apt-get", "echo Reading...; echo 'W: old' >&2; echo 'E: no such thing' >&2; exit 100")
     with pytest.raises(Unavailable) as caught:

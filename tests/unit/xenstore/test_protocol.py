@@ -219,6 +219,26 @@ def test_events_that_nobody_fetches_are_merged_not_dropped() -> None:
     assert ("/d", "t") in events[-2:]
 
 
+def test_a_tool_that_stops_reading_costs_a_bounded_amount_of_memory() -> None:
+    store = Store(Quota(tool_events=10))
+    tools, other = Party(store, 0), Party(store, 0)
+    tools.watch("/d", "t")
+    for number in range(1000):
+        other.write(f"/d/{number}", b"")
+    events = tools.heard()
+    assert len(events) <= 12
+    assert ("/d", "t") in events[-2:]
+
+
+def test_an_event_that_no_message_can_hold_is_not_sent() -> None:
+    _, _, guest = guest_store()
+    guest.watch("data", "t" * 4000)
+    guest.watch("data", "short")
+    guest.heard()
+    guest.write(f"data/{'a' * 2000}", b"")
+    assert guest.heard() == [(f"data/{'a' * 2000}", "short")]
+
+
 def test_a_long_directory_comes_in_parts() -> None:
     tools = Party(Store(), 0)
     wanted = [f"a-rather-long-name-{number}" for number in range(500)]

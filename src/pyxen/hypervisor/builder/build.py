@@ -106,7 +106,7 @@ def _load_from(memory: GuestMemory, kernel: Path, data: memoryview) -> tuple[int
     for s in segments:
         memory.view(s.paddr, s.memsz)[: s.filesz] = data[s.offset : s.offset + s.filesz]
     executable = [s for s in segments if s.flags & _EXECUTABLE]
-    sites = hypercall_sites.find((s.paddr, memory.view(s.paddr, s.filesz)) for s in executable)
+    sites = hypercall_sites.find(((s.paddr, memory.view(s.paddr, s.filesz)) for s in executable), header.bits)
     if not sites and _must_have_sites(header, data):
         raise Unsupported(
             f"kernel {kernel} makes hypercalls in a way that is not known",

@@ -28,7 +28,8 @@ _TRAP: Final = bytes([0xE7, PORT, 0x90])  # out imm8, eax; nop
 _ENDBR: Final = b"\xf3\x0f\x1e\xfa"
 _SITE: Final = re.compile(rb"\x0f\x01([\xd9\xc1])(?:\xe9(....)|\xc3)", re.DOTALL)
 _JUMP_LENGTH: Final = 5
-_ALIGNMENT: Final = 16
+_ALIGNMENT: Final = {64: 16, 32: 4}
+"""Of functions, by a kernel's width (Linux, CONFIG_FUNCTION_ALIGNMENT)."""
 _FARTHEST: Final = 64
 
 PAGE_ENTRY_SIZE: Final = 32
@@ -45,12 +46,12 @@ class _Site:
     """Where it returns through; None: a plain return."""
 
 
-def find(pieces: Iterable[tuple[int, bytes | memoryview]]) -> list[int]:
+def find(pieces: Iterable[tuple[int, bytes | memoryview]], bits: int = 64) -> list[int]:
     """The physical addresses of the two instructions in executable ``pieces`` (address, contents) of a kernel.
 
     Empty if there are none, so that the kernel must use the hypercall page. Raises ValueError if there are too many.
     """
-    sites = [site for address, data in pieces for site in _candidates(address, data)]
+    sites = [site for address, data in pieces for site in _candidates(address, data, _ALIGNMENT[bits])]
     pairs = [
         (one, other)
         for one in sites
@@ -65,11 +66,11 @@ def find(pieces: Iterable[tuple[int, bytes | memoryview]]) -> list[int]:
     return sorted(site.address for pair in pairs for site in pair)
 
 
-def _candidates(address: int, data: bytes | memoryview) -> Iterable[_Site]:
+def _candidates(address: int, data: bytes | memoryview, alignment: int) -> Iterable[_Site]:
     for match in _SITE.finditer(data):
         start = match.start()
         begin = start - len(_ENDBR) if bytes(data[max(0, start - len(_ENDBR)) : start]) == _ENDBR else start
-        if (address + begin) % _ALIGNMENT:
+        if (address + begin) % alignment:
             continue
         target = None
         if match[2] is not None:

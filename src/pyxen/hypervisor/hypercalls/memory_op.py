@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyxen.abi import memory as abi
-from pyxen.abi.errno import EFAULT, EINVAL, ENOBUFS, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
+from pyxen.abi.errno import E2BIG, EFAULT, EINVAL, ENOBUFS, ENOSYS, EOPNOTSUPP, EPERM, ESRCH, XenError
 from pyxen.hypervisor.hypercalls import guest
 from pyxen.hypervisor.memory import BadAddress
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_PAGES = 4096
 """Pages that one call deals with; a short count is legal, and guests go on from there."""
+MAX_BATCH = 512
+"""Frames placed by one call, each of which moves a page; a batch can't be answered in part. Guests send far fewer."""
 MAX_ORDER = 9
 """Pages of one extent, as a power of two: 2 MiB, what a domain without privileges may ask for."""
 
@@ -174,6 +176,8 @@ def _add_to_physmap_batch(vcpu: Vcpu, arg: int, start: int, bits: int) -> int:
     _require_self(vcpu.domain, op.domid)
     if op.space == abi.SPACE_GMFN_FOREIGN:
         raise XenError(EPERM, "no other domain's memory is here")
+    if op.size > MAX_BATCH:
+        return -E2BIG
     for index in range(start, op.size):
         idx, gfn = _gfn_list(vcpu, op.idxs, index, bits), _gfn_list(vcpu, op.gpfns, index, bits)
         error = 0

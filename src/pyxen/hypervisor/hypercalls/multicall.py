@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pyxen.hypervisor.vcpu import Vcpu
 
 MAX_CALLS = 1024
-"""More in one go would keep the domain's other VCPUs and back ends waiting."""
 
 _ULONG = {64: (1 << 64) - 1, 32: (1 << 32) - 1}
 
@@ -31,11 +31,14 @@ class Multicall:
         if count > MAX_CALLS:
             return -E2BIG
         size = MULTICALL_ENTRY.size(bits)
+        held_since = time.monotonic()
         for index in range(count):
             address = args[0] + index * size
             entry = guest.get(vcpu, MULTICALL_ENTRY, address, bits)
             result = self._call(vcpu, entry.op, tuple(entry[2:]), bits)
             guest.put(vcpu, MULTICALL_ENTRY, address, bits, "result", result & _ULONG[bits])
+            # A list of long calls must not keep the domain's other VCPUs, its back ends and its owner waiting.
+            held_since = vcpu.domain.make_way(held_since)
         return 0
 
     def _call(self, vcpu: Vcpu, nr: int, args: tuple[int, ...], bits: int) -> int:

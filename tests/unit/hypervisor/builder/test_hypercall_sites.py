@@ -39,6 +39,13 @@ def test_other_shapes_are_not(code: bytes) -> None:
     assert find([(_AT, code)]) == []
 
 
+def test_functions_of_a_32_bit_kernel_lie_closer_together() -> None:
+    code = b"\x90" * 4 + VMMCALL + b"\xc3" + VMCALL + b"\xc3"
+    assert find([(_AT, code)], 32) == [_AT + 4, _AT + 8]
+    assert find([(_AT, code)], 64) == []
+    assert find([(_AT, code[1:])], 32) == []
+
+
 def test_two_pairs_are_too_many() -> None:
     with pytest.raises(ValueError, match="2 places"):
         find([(_AT, jumping_pair() + bytes(256) + jumping_pair(288))])

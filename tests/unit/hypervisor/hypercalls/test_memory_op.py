@@ -8,7 +8,7 @@ from pyxen.abi import errno
 from pyxen.abi import memory as abi
 from pyxen.abi.hypercall import MEMORY_OP
 from pyxen.abi.shared_info import DOMID_SELF, LAYOUTS
-from pyxen.hypervisor.hypercalls.memory_op import MAX_PAGES
+from pyxen.hypervisor.hypercalls.memory_op import MAX_BATCH, MAX_PAGES
 from tests.unit.hypervisor.hypercalls.scripted import DOMID, NOWHERE, OUTSIDE, PAGE, SIZE, ScriptedGuest
 
 RAM_PAGES = 0xA0 + SIZE // PAGE - 0x100
@@ -233,6 +233,9 @@ def test_a_batch_has_an_answer_for_each(guest: ScriptedGuest) -> None:
     foreign = value._replace(space=abi.SPACE_GMFN_FOREIGN)
     result = guest.op(MEMORY_OP, abi.ADD_TO_PHYSMAP_BATCH, abi.ADD_TO_PHYSMAP_BATCH_ARG, foreign)[0]
     assert result == -errno.EPERM
+    long = value._replace(size=MAX_BATCH + 1)
+    result = guest.op(MEMORY_OP, abi.ADD_TO_PHYSMAP_BATCH, abi.ADD_TO_PHYSMAP_BATCH_ARG, long)[0]
+    assert result == -errno.E2BIG
     fault = value._replace(errs=NOWHERE & (1 << guest.bits) - 1)
     result = guest.op(MEMORY_OP, abi.ADD_TO_PHYSMAP_BATCH, abi.ADD_TO_PHYSMAP_BATCH_ARG, fault)[0]
     assert result == -errno.EFAULT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from pyxen.abi import errno
@@ -10,7 +12,7 @@ from pyxen.abi import version as abi
 from pyxen.abi.features import PVH_DOMU
 from pyxen.hypervisor.hypercalls.console_io import MAX_WRITE
 from pyxen.hypervisor.hypercalls.multicall import MAX_CALLS
-from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, SIZE, ScriptedGuest
+from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, SCRATCH, SIZE, ScriptedGuest
 
 
 @pytest.fixture(params=[64, 32])
@@ -146,6 +148,25 @@ def test_a_list_that_ends_in_nothing_is_a_fault(guest: ScriptedGuest) -> None:
 def test_a_list_has_an_end(guest: ScriptedGuest) -> None:
     assert guest.call(nr.MULTICALL, 0x300000, MAX_CALLS + 1) == -errno.E2BIG
     assert guest.call(nr.MULTICALL, NOWHERE, 0) == 0
+
+
+def test_a_long_list_lets_others_in(guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the back ends and the host's own orders need the lock too."""
+    served = threading.Event()
+
+    def other() -> None:
+        with guest.domain.lock:
+            served.set()
+
+    thread = threading.Thread(target=other)
+    guest.machine.console_write = lambda data: thread.start()  # type: ignore[method-assign]
+    monkeypatch.setattr("pyxen.hypervisor.domain._LONGEST_HOLD_S", 0.0)
+    monkeypatch.setattr("pyxen.hypervisor.domain.time.sleep", lambda seconds: served.wait(30))
+    address = entries(guest, (nr.CONSOLE_IO, 0, nr.CONSOLE_WRITE, 1, SCRATCH))
+    assert guest.call(nr.MULTICALL, address, 1) == 0
+    thread.join()
+    assert served.is_set()
+    assert results(guest, address, 1) == [0]
 
 
 def test_structures_may_cross_pages(guest: ScriptedGuest) -> None:

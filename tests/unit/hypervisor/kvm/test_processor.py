@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import pytest
+
 from pyxen.abi.vcpu import Context32
 from pyxen.hypervisor.builder import acpi, entry
 from pyxen.hypervisor.builder.hypercall_sites import PORT
@@ -169,6 +171,18 @@ def test_a_triple_fault_is_told_and_ends_the_run() -> None:
         cpu.start()
         assert xen.next() == ("triple fault", 0)
         assert cpu.wait_parked(_SOON_S)
+
+
+def test_a_fault_of_our_own_ends_the_run_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(nr: int) -> int:
+        raise KeyError("fault")
+
+    xen = Xen(answer)
+    with processor(f"{_OUT} ebfe", xen) as (cpu, _, _):
+        cpu.start()
+        xen.next()
+        assert xen.next() == ("failed", 0, "KeyError: 'fault'")
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_ports_and_addresses_where_nothing_is_read_as_ones() -> None:
