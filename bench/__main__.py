@@ -11,7 +11,10 @@ import platform
 import sys
 import time
 
-from bench.cases import CASES
+from bench.cases import CASES as HERE
+from bench.testhost import testhost
+
+CASES = {**HERE, "testhost": testhost}
 
 
 def main() -> None:

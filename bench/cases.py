@@ -5,36 +5,18 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from bench.rows import Row, ratio, spread
 from pyxen.image.store import ImageStore
 from tests.guest.host import CACHE, Host
 
 RUNS = int(os.environ.get("PYXEN_BENCH_RUNS", "9"))
 FIRST_LINE = b"tiny: ready"
-
-
-@dataclass
-class Row:
-    what: str
-    measured: str
-    aim: str
-
-
-def spread(values: list[float], unit: str = "s", scale: float = 1.0) -> str:
-    """Median, with lowest and highest."""
-    low, middle, high = min(values) * scale, statistics.median(values) * scale, max(values) * scale
-    return f"{middle:.3g} {unit} ({low:.3g}-{high:.3g})"
-
-
-def ratio(ours: list[float], theirs: list[float]) -> str:
-    return f"{statistics.median(ours) / statistics.median(theirs):.2f}"
 
 
 def timed(step: Callable[[], object]) -> float:

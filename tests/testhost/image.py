@@ -71,7 +71,7 @@ def _release(folder: Path) -> str:
 
 def base(kernel: KernelFiles) -> Path:
     """The archive with Python, packages, busybox and modules."""
-    key = _digest([_VERSION, sys.version, str(kernel.vmlinuz), _INIT.read_text(), sorted(_versions().items())])
+    key = digest([_VERSION, sys.version, str(kernel.vmlinuz), _INIT.read_text(), sorted(_versions().items())])
     path = BUILD / f"base-{key}.cpio"
     if path.exists():
         return path
@@ -86,7 +86,7 @@ def base(kernel: KernelFiles) -> Path:
     archive.file("etc/modules", "".join(f"{each}\n" for each in _order(kernel)).encode())
     _add_python(archive)
     _add_programs(archive)
-    _write(path, archive.pack())
+    write(path, archive.pack())
     for old in BUILD.glob("base-*.cpio"):
         if old != path:
             old.unlink()
@@ -130,7 +130,7 @@ def _add_python(archive: Archive) -> None:
     for path, place in _package_files():
         _add_file(archive, place, path)
         needed += [path] if ".so" in path.suffixes else []
-    for found in sorted(_libraries(needed)):
+    for found in sorted(libraries(needed)):
         archive.file(str(found).lstrip("/"), found.read_bytes(), 0o755)
 
 
@@ -139,7 +139,7 @@ def _add_programs(archive: Archive) -> None:
     found = [Path(place) for place in map(shutil.which, _PROGRAMS) if place is not None]
     for program in found:
         archive.file(f"usr/bin/{program.name}", program.read_bytes(), 0o755)
-    for library in sorted(_libraries(found)):
+    for library in sorted(libraries(found)):
         archive.file(str(library).lstrip("/"), library.read_bytes(), 0o755)
     for module in sorted(Path("/usr/lib").glob("*/qemu/accel-tcg-x86_64.so")):
         archive.file(str(module).lstrip("/"), module.read_bytes(), 0o755)
@@ -197,7 +197,7 @@ def _add_file(archive: Archive, place: str, path: Path) -> None:
     archive.file(f"{folder}/__pycache__/{cached}", code.read_bytes())
 
 
-def _libraries(files: list[Path]) -> set[Path]:
+def libraries(files: list[Path]) -> set[Path]:
     """The shared libraries that these files need, at the paths where the loader looks for them."""
     said = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
     return {Path(match) for match in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", said, re.MULTILINE)}
@@ -207,11 +207,13 @@ def _quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-def _digest(facts: list[object]) -> str:
+def digest(facts: list[object]) -> str:
+    """A name for what these facts decide."""
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """All of it or nothing."""
     fresh = path.with_suffix(f".{os.getpid()}.new")
     fresh.write_bytes(data)
     fresh.replace(path)

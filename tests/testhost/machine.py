@@ -41,16 +41,22 @@ def run(
     memory_mib: int = 2048,
     timeout_s: float = 300,
     live: bool = False,
+    layers: Sequence[Path] = (),
+    counted: bool = False,
 ) -> Done:
     """Boot the test host, run ``command`` in it, end it.
 
-    ``files`` are put at their paths (the keys) in it; ``live``: show the command's output here as it comes.
+    ``files`` are put at their paths (the keys) in it; ``live``: show the command's output here as it comes. ``layers``
+    are archives to unpack over the host's own. ``counted``: its clocks count executed instructions, a nanosecond each,
+    and skip the time in which all CPUs sleep; so what it measures doesn't depend on how busy this machine is.
     """
     with tempfile.TemporaryDirectory(prefix="pyxen-testhost-") as folder:
         place = Path(folder)
         output, status = place / "output", place / "status"
         arguments = [
-            *_arguments(place, list(command), dict(files or {}), dict(environ or {}), cpus, memory_mib, "quiet"),
+            *_arguments(
+                place, list(command), dict(files or {}), dict(environ or {}), cpus, memory_mib, "quiet", layers, counted
+            ),
             *("-serial", f"file:{place / 'console'}"),
             *("-device", "virtio-serial-pci"),
             *("-chardev", f"file,id=output,path={output}"),
@@ -117,21 +123,28 @@ def _arguments(
     cpus: int,
     memory_mib: int,
     words: str,
+    layers: Sequence[Path] = (),
+    counted: bool = False,
 ) -> list[str]:
     binary = shutil.which("qemu-system-x86_64")
     if binary is None or not QBOOT.exists():
         raise Unsupported("QEMU is not installed", hint="Install it: apt-get install qemu-system-x86")
+    threads = "multi" if cpus <= len(os.sched_getaffinity(0)) and not counted else "single"
     kernel = image.kernel()
     initrd = place / "initrd"
     shutil.copyfile(image.base(kernel), initrd)
     with initrd.open("ab") as file:
+        for layer in layers:
+            file.write(layer.read_bytes())
         file.write(image.sources(files, command, environ))
     return [
         *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "pc,usb=off,hpet=off,vmport=off,graphics=off"),
-        *("-accel", f"tcg,thread={'multi' if cpus <= len(os.sched_getaffinity(0)) else 'single'}"),
+        *("-accel", f"tcg,thread={threads}"),
+        *(("-icount", "shift=0,sleep=off") if counted else ()),
         # Without XSAVE: TCG does not tell a hypervisor of XSETBV, so guests inside would find sizes that are wrong.
-        *("-cpu", "max,-xsave", "-smp", str(cpus), "-m", str(memory_mib)),
+        # Without fast string moves: kernels then move 8 bytes by an instruction, fairer where those count.
+        *("-cpu", "max,-xsave,-erms,-fsrm" if counted else "max,-xsave", "-smp", str(cpus), "-m", str(memory_mib)),
         *("-bios", str(QBOOT), "-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
         *("-append", f"{_CMDLINE} {words}"),
     ]

@@ -14,6 +14,7 @@ Fields lie as a C compiler would put them: each at a multiple of its alignment. 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import Annotated, Final, Generic, NamedTuple, TypeVar, get_args, get_type_hints
@@ -85,18 +86,35 @@ class Layout(Generic[T]):
     """Where the fields of ``cls``, a NamedTuple, lie. ``bits`` is 64 or 32 everywhere."""
 
     def __init__(self, cls: type[T]) -> None:
+        self.name = cls.__name__
+        self._make: Callable[..., T] = cls
+
+    # Worked out when first asked for: there are some fifty structures, a domain's start needs a few of them, and to
+    # make sense of all their annotations took a third of the time that its process needs to load.
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, Kind]:
         kinds: dict[str, Kind] = {}
-        for name, hint in get_type_hints(cls, include_extras=True).items():
+        for name, hint in get_type_hints(self._make, include_extras=True).items():
             kind = next((extra for extra in get_args(hint) if isinstance(extra, Kind)), None)
             if kind is None:
-                raise TypeError(f"{cls.__name__}.{name} does not say how it is stored")
+                raise TypeError(f"{self.name}.{name} does not say how it is stored")
             kinds[name] = kind
-        self.name = cls.__name__
-        self.names = tuple(kinds)
+        return kinds
+
+    @functools.cached_property
+    def _modes(self) -> dict[int, _Mode]:
+        return {64: _Mode(self._kinds, 64), 32: _Mode(self._kinds, 32)}
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
         """Of the fields, in order."""
-        self._make: Callable[..., T] = cls
-        self._modes = {64: _Mode(kinds, 64), 32: _Mode(kinds, 32)}
-        self.size64 = self._modes[64].size
+        return tuple(self._kinds)
+
+    @functools.cached_property
+    def size64(self) -> int:
+        """In bytes, for 64-bit callers."""
+        return self._modes[64].size
 
     def size(self, bits: int) -> int:
         """In bytes, padding at the end included."""

@@ -10,7 +10,10 @@ from pyxen.backend.guest import GrantError
 from pyxen.backend.ring import BackRing
 from pyxen.backend.segments import BadRequest, Transfer, parse
 
-_WRITES = (Operation.WRITE, Operation.WRITE_BARRIER)
+# Plain numbers: see segments.
+_READ, _WRITE, _BARRIER = Operation.READ.value, Operation.WRITE.value, Operation.WRITE_BARRIER.value
+_FLUSH, _DISCARD, _INDIRECT = Operation.FLUSH.value, Operation.DISCARD.value, Operation.INDIRECT.value
+_OKAY, _ERROR, _EOPNOTSUPP = Status.OKAY.value, Status.ERROR.value, Status.EOPNOTSUPP.value
 
 
 class BlockQueue:
@@ -34,11 +37,11 @@ class BlockQueue:
         Says nothing of what comes later: ask ``idle`` before going to sleep.
         """
         for raw in self._ring.take_all():
-            request = abi.REQUEST.unpack(raw, self._bits)
-            # The answer to an indirect request carries the operation inside, which lies where others count segments.
-            operation = request.nr_segments if request.operation == Operation.INDIRECT else request.operation
-            response = abi.Response(request.id, operation, self._status(raw))
-            self._ring.respond(abi.RESPONSE.pack(response, self._bits))
+            operation, inside, _, identity, _ = abi.REQUEST.unpack(raw, self._bits)
+            if operation == _INDIRECT:
+                # The answer carries the operation inside, which lies where other requests count segments.
+                operation = inside
+            self._ring.respond(abi.RESPONSE.pack((identity, operation, self._status(raw)), self._bits))
         return self._ring.publish()
 
     def idle(self) -> bool:
@@ -49,67 +52,64 @@ class BlockQueue:
         """Give the guest's pages back."""
         self._pages.close()
 
-    def _status(self, raw: bytes) -> Status:
+    def _status(self, raw: bytes) -> int:
         try:
-            if raw[0] == Operation.DISCARD:
+            if raw[0] == _DISCARD:
                 return self._discard(raw)
             transfer = parse(raw, self._bits, self._read_page, self._most_indirect)
             return self._transfer(transfer)
         except (BadRequest, GrantError, OSError):
-            return Status.ERROR
+            return _ERROR
         finally:
             self._pages.done()
 
-    def _transfer(self, transfer: Transfer) -> Status:
+    def _transfer(self, transfer: Transfer) -> int:
         operation = transfer.operation
-        if operation == Operation.FLUSH:
+        if operation == _FLUSH:
             self._disk.flush()
-            return self._write(transfer) if transfer.segments else Status.OKAY
-        if operation == Operation.READ:
+            return self._write(transfer) if transfer.segments else _OKAY
+        if operation == _READ:
             return self._read(transfer)
-        if operation not in _WRITES:
-            return Status.EOPNOTSUPP
-        if operation == Operation.WRITE:
+        if operation not in (_WRITE, _BARRIER):
+            return _EOPNOTSUPP
+        if operation == _WRITE:
             return self._write(transfer)
         self._disk.flush()
-        status = self._write(transfer) if transfer.segments else Status.OKAY
+        status = self._write(transfer) if transfer.segments else _OKAY
         self._disk.flush()
         return status
 
-    def _read(self, transfer: Transfer) -> Status:
+    def _read(self, transfer: Transfer) -> int:
         self._disk.read_into(transfer.offset, self._views(transfer, write=True))
         self.read_bytes += transfer.length
-        return Status.OKAY
+        return _OKAY
 
-    def _write(self, transfer: Transfer) -> Status:
+    def _write(self, transfer: Transfer) -> int:
         if self._disk.read_only:
-            return Status.ERROR
+            return _ERROR
         self._disk.write_from(transfer.offset, self._views(transfer, write=False))
         self.written_bytes += transfer.length
-        return Status.OKAY
+        return _OKAY
 
     def _views(self, transfer: Transfer, *, write: bool) -> list[memoryview]:
         """Straight into guest memory; ``write`` means that the guest's memory is written."""
         if not transfer.segments:
             raise BadRequest("a transfer without segments")
         self._check(transfer.offset, transfer.length)
-        views = []
-        for segment in transfer.segments:
-            page = self._pages.get(segment.gref, write=write)
-            views.append(page[segment.start : segment.start + segment.length])
-        return views
+        get = self._pages.get
+        return [get(gref, write=write)[start:end] for gref, start, end in transfer.segments]
 
-    def _discard(self, raw: bytes) -> Status:
+    def _discard(self, raw: bytes) -> int:
         request = abi.DISCARD.unpack(raw, self._bits)
         if not self._disk.discards:
-            return Status.EOPNOTSUPP
+            return _EOPNOTSUPP
         offset, length = request.sector * abi.SECTOR_SIZE, request.nr_sectors * abi.SECTOR_SIZE
         self._check(offset, length)
         if self._disk.read_only:
-            return Status.ERROR
+            return _ERROR
         if length:
             self._disk.discard(offset, length)
-        return Status.OKAY
+        return _OKAY
 
     def _check(self, offset: int, length: int) -> None:
         if offset + length > self._disk.size // abi.SECTOR_SIZE * abi.SECTOR_SIZE:

@@ -104,10 +104,13 @@ class RawDisk:
 
     def _all(self, transfer: Transfer, offset: int, views: Sequence[memoryview]) -> None:
         rest = list(views)
+        wanted = sum(map(len, rest)) if len(rest) <= _IOV_MAX else -1
         while rest:
             done = transfer(self._fd, rest[:_IOV_MAX], offset)
             if done == 0:
                 raise OSError("the disk ends before its end")
+            if done == wanted:  # nearly always, and no view need be looked at
+                return
             offset += done
             while rest and done >= len(rest[0]):
                 done -= len(rest.pop(0))

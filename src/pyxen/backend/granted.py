@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from pyxen.backend.guest import GrantError, Grants
 
 _KEPT_MAX = 1056
 
 
 class GrantedPages:
-    """Pages mapped for one queue. A persistent front end uses the same grants again: they stay mapped, least used first
+    """Pages mapped for one queue. A persistent front end uses the same grants again: they stay mapped, oldest first
     out. Not thread-safe: each queue has its own.
     """
 
     def __init__(self, grants: Grants, *, persistent: bool) -> None:
         self._grants = grants
         self._persistent = persistent
-        self._kept: OrderedDict[int, tuple[memoryview, bool]] = OrderedDict()
+        self._kept: dict[int, tuple[memoryview, bool]] = {}
         self._borrowed: list[int] = []
 
     def get(self, ref: int, *, write: bool) -> memoryview:
         """The page, at least until ``done``. Raises GrantError."""
         kept = self._kept.get(ref)
         if kept is not None and (kept[1] or not write):
-            self._kept.move_to_end(ref)
             return kept[0]
         if not self._persistent or kept is not None:
             view = self._grants.map(ref, write=write)
@@ -38,7 +35,8 @@ class GrantedPages:
             self._grants.unmap(ref)
         self._borrowed.clear()
         while len(self._kept) > _KEPT_MAX:
-            ref, _ = self._kept.popitem(last=False)
+            ref = next(iter(self._kept))
+            del self._kept[ref]
             self._grants.unmap(ref)
 
     def close(self) -> None:

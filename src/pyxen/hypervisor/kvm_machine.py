@@ -255,8 +255,10 @@ class KvmMachine:
     # For the VCPUs' threads: processor.Exits
 
     def hypercall(self, vcpu_index: int, nr: int, args: tuple[int, ...], bits: int) -> int:
-        result = self._xen.hypercall(vcpu_index, nr, args, bits)
-        if vcpu_index in self._owed:
+        domain = self._domain
+        assert domain is not None, "the machine runs before attach()"
+        result = domain.hypercall(vcpu_index, nr, args, bits)
+        if self._owed and vcpu_index in self._owed:
             self._pay([vcpu_index])
         return result
 

@@ -30,11 +30,15 @@ class BadAddress(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Memory from ``start`` up to, but without, ``end``; ``data`` is writable and as long."""
+    """Memory from ``start`` up to, but without, ``end``; ``data`` is writable and as long.
+
+    ``words`` are the same bytes as aligned 64-bit numbers, as far as they make whole ones.
+    """
 
     start: int
     end: int
     data: memoryview
+    words: memoryview
 
 
 class GuestMemory:
@@ -57,7 +61,7 @@ class GuestMemory:
     def add(self, start: int, data: mmap.mmap | bytearray | memoryview) -> Region:
         """Put ``data`` at ``start``. Raises ValueError if something is there."""
         view = memoryview(data).cast("B")
-        region = Region(start, start + len(view), view)
+        region = Region(start, start + len(view), view, view[: len(view) & ~7].cast("Q"))
         if any(region.start < other.end and other.start < region.end for other in self.regions):
             raise ValueError(f"there is memory at {start:#x} already")
         # A new tuple: other threads may be looking through the old one.

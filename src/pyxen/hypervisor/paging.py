@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from pyxen.hypervisor.kvm.uapi import SREGS_CR0
-from pyxen.hypervisor.memory import BadAddress, GuestMemory
+from pyxen.hypervisor.memory import PAGE_SIZE, BadAddress, GuestMemory
 
 _CONTROL: Final = struct.Struct("<6Q")  # cr0, cr2, cr3, cr4, cr8, efer
 _PAGING, _PSE, _PAE, _LA57, _LONG_MODE_ACTIVE = 1 << 31, 1 << 4, 1 << 5, 1 << 12, 1 << 10
@@ -41,8 +41,14 @@ def walk(memory: GuestMemory, sregs: bytes | memoryview, address: int, *, write:
 
 
 def _walk(memory: GuestMemory, table: int, levels: tuple[int, ...], address: int, needed: int) -> int:
+    # Page tables nearly always lie in the first region: each hypercall with a pointer comes here.
+    first = memory.regions[0]
+    start, last, words = first.start, first.end - PAGE_SIZE, first.words
     for shift in levels:
-        entry = memory.u64(table + ((address >> shift) & 0x1FF) * 8)
+        if start <= table <= last:
+            entry = words[(table - start >> 3) + (address >> shift & 0x1FF)]
+        else:
+            entry = memory.u64(table + (address >> shift & 0x1FF) * 8)
         if entry & needed != needed:
             raise BadAddress(address, 1)
         if shift == 12 or (entry & _LARGE and shift <= 30):

@@ -184,7 +184,7 @@ class Processor:
         if sregs[_SS_DPL]:
             regs[Register.RAX] = -_EPERM & _MASK_64
         elif sregs[_CS_LONG]:
-            # RDI, RSI, RDX, R10, R8, R9: written out, as this is the path that counts.
+            # RDI, RSI, RDX, R10, R8, R9: by number, as this is the path that counts.
             args = (regs[5], regs[4], regs[3], regs[10], regs[8], regs[9])
             regs[0] = self._exits.hypercall(self.index, regs[0] & _MASK_32, args, 64) & _MASK_64
         else:

@@ -165,4 +165,4 @@ def test_a_field_without_a_kind_is_a_mistake() -> None:
         a: int
 
     with pytest.raises(TypeError, match=r"Wrong\.a"):
-        Layout(Wrong)
+        _ = Layout(Wrong).size64

@@ -273,11 +273,13 @@ class EventChannels:
     def send(self, port: int) -> None:
         """Notify the other end."""
         channel = self._channels.get(port)
-        if channel is None or channel.state is State.VIRQ:
+        if channel is None:
             raise XenError(EINVAL)
         peer = channel.peer
         if isinstance(peer, BackendPort):
             peer.callback()
+        elif channel.state is State.VIRQ:
+            raise XenError(EINVAL)
         elif peer is not None:
             self.raise_event(peer)
         elif channel.state is State.IPI:

@@ -37,6 +37,14 @@ def read(vcpu: Vcpu, address: int, length: int) -> bytes | memoryview:
     return b"".join(pieces(vcpu, address, length, write=False))
 
 
+def u32(vcpu: Vcpu, address: int) -> int:
+    """One number, read once."""
+    if address & _OFFSET > PAGE_SIZE - 4:
+        return int.from_bytes(read(vcpu, address, 4), "little")
+    domain = vcpu.domain
+    return domain.memory.u32(domain.machine.translate(vcpu.index, address & _LAST, write=False))
+
+
 def write(vcpu: Vcpu, address: int, data: bytes) -> None:
     """Store ``data``: all of it, or nothing."""
     offset = 0

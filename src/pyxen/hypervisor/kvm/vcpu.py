@@ -26,6 +26,8 @@ KICK: Final = signal.SIGUSR1
 
 _U32: Final = struct.Struct("<I")
 _COUNT: Final = struct.Struct("<II")
+# A plain number: in Python 3.11 looking up an enum's member takes 100 ns.
+_RUN: Final = Call.RUN.value
 
 
 class KvmVcpu:
@@ -46,7 +48,7 @@ class KvmVcpu:
     def run(self) -> int:
         """Run the guest until something must be done for it; an Exit, or the number of an unknown one."""
         try:
-            fcntl.ioctl(self._fd, Call.RUN, 0)
+            fcntl.ioctl(self._fd, _RUN, 0)
         except (InterruptedError, BlockingIOError):
             # BlockingIOError: a VCPU that waited to be started has been; it runs the next time.
             return Exit.INTR

@@ -14,6 +14,7 @@ from pyxen.hypervisor.kvm.vcpu import KvmVcpu
 from pyxen.hypervisor.memory import Region
 
 _MSI_ADDRESS = 0xFEE00000
+_SIGNAL_MSI = Call.SIGNAL_MSI.value
 
 
 class Vm:
@@ -62,7 +63,7 @@ class Vm:
         Bits 8 to 10 of ``vector`` are the delivery mode: 0 as said, 4 a non-maskable interrupt.
         """
         message = uapi.MSI.pack(_MSI_ADDRESS | (apic_id & 0xFF) << 12, apic_id & ~0xFF, vector, 0, 0)
-        delivered: int = fcntl.ioctl(self._fd, Call.SIGNAL_MSI, bytearray(message))
+        delivered: int = fcntl.ioctl(self._fd, _SIGNAL_MSI, bytearray(message))
         return delivered > 0
 
     def close(self) -> None:
