@@ -15,6 +15,8 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/destroy    Domain
     POST   /v1/domains/{domain}/pause      Domain
     POST   /v1/domains/{domain}/unpause    Domain
+    POST   /v1/domains/{domain}/suspend    Domain         (the guest puts itself in order and stands still)
+    POST   /v1/domains/{domain}/resume     Domain
     POST   /v1/domains/{domain}/rename     RenameRequest → Domain
     GET    /v1/domains/{domain}/vcpus      VcpuList
     POST   /v1/domains/{domain}/set-vcpus  SetVcpusRequest → 202 Domain      (asks the guest, as the next two do)
@@ -310,8 +312,8 @@ class Event(Struct, omit_defaults=True):
     sequence: int
     time: float
     kind: str
-    """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -renamed, -silent,
-    -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
+    """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
+    -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
     -maxmem-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
     -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; xend-started, xend-stopping;
     events-lost (older ones are no longer kept)."""

@@ -195,6 +195,14 @@ def unpause(ref: str) -> Call[api.Domain]:
     return _post(ref, "unpause")
 
 
+def suspend(ref: str) -> Call[api.Domain]:
+    return Call("POST", _domain_path(ref, "suspend"), api.Domain, None, ref, slow=True)
+
+
+def resume(ref: str) -> Call[api.Domain]:
+    return _post(ref, "resume")
+
+
 def delete(ref: str) -> Call[None]:
     return Call("DELETE", _domain_path(ref), type(None), ref=ref)
 

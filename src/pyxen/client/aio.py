@@ -123,6 +123,14 @@ class AsyncClient:
     async def rename(self, ref: str, name: str) -> api.Domain:
         return await self._call(_calls.rename(ref, name))
 
+    async def suspend(self, ref: str) -> api.Domain:
+        """Have the guest put its devices in order and stand still; returns when it does."""
+        return await self._call(_calls.suspend(ref))
+
+    async def resume(self, ref: str) -> api.Domain:
+        """Let a suspended guest go on."""
+        return await self._call(_calls.resume(ref))
+
     async def delete(self, ref: str) -> None:
         """Forget a managed domain that is not running."""
         await self._call(_calls.delete(ref))

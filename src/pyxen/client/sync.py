@@ -119,6 +119,14 @@ class Client:
     def rename(self, ref: str, name: str) -> api.Domain:
         return self._call(_calls.rename(ref, name))
 
+    def suspend(self, ref: str) -> api.Domain:
+        """Have the guest put its devices in order and stand still; returns when it does."""
+        return self._call(_calls.suspend(ref))
+
+    def resume(self, ref: str) -> api.Domain:
+        """Let a suspended guest go on."""
+        return self._call(_calls.resume(ref))
+
     def delete(self, ref: str) -> None:
         """Forget a managed domain that is not running."""
         self._call(_calls.delete(ref))

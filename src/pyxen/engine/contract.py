@@ -122,6 +122,22 @@ class RunningDomain(Protocol):
 
     async def unpause(self) -> None: ...
 
+    @property
+    def suspended(self) -> bool:
+        """The guest stands still because it was asked to; its memory is in order."""
+        ...
+
+    async def suspend(self) -> None:
+        """Have the guest put its devices in order and stand still; returns when it does.
+
+        Raises Unsupported where guests can't be asked, EngineError if this one doesn't do it in time.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let a suspended guest go on."""
+        ...
+
     async def request_shutdown(self, reason: str) -> None:
         """Ask the guest to power off, reboot or halt (``poweroff``, ``reboot``, ``halt``). Does not wait for it.
 

@@ -98,6 +98,10 @@ class ProcessDomain:
         return self._stopped is None and self._events.fate.paused
 
     @property
+    def suspended(self) -> bool:
+        return self._stopped is None and self._events.fate.suspended
+
+    @property
     def stopped(self) -> Stopped | None:
         return self._stopped
 
@@ -154,6 +158,12 @@ class ProcessDomain:
         while self._stopped is None and self._events.fate.paused is not paused:
             self._check_errors()
             await self._next_change()
+
+    async def wait_suspended(self, suspended: bool, timeout_s: float) -> None:
+        """Wait until the events say that the guest is (not) suspended, or has stopped. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while self._stopped is None and self._events.fate.suspended is not suspended:
+                await self._next_change()
 
     async def destroy(self) -> None:
         self._destroying = True

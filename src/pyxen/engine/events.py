@@ -50,6 +50,8 @@ class Fate:
     """The monitor has answered: it has accepted its devices and its main loop runs."""
     paused: bool = True
     """No VCPU may run. So it begins: domains are started stopped and then told to go on."""
+    suspended: bool = False
+    """The guest has put itself in order and stands still, until it is told to go on."""
     stopped: Stopped | None = None
     answer: dict[str, Any] = field(default_factory=dict)
     """What the monitor said of itself when it was ready."""
@@ -75,6 +77,10 @@ class Fate:
                 self.paused = True
             case "RESUME":
                 self.paused = False
+            case "SUSPEND":
+                self.suspended = True
+            case "WAKEUP":
+                self.suspended = False
             case "SHUTDOWN":
                 self._stop(_REASONS.get(str(_get(data, "reason")), ShutdownReason.POWEROFF))
             case "RESET" if _get(data, "guest") is True:

@@ -3,9 +3,9 @@ engine can be tried in milliseconds, adoption after xend's death included.
 
 A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
 ``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
-(dies without a word), ``pause``, ``unpause``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``, ``nmi``. Words in the command
-line change its manners: ``fake.silent`` prints nothing, ``fake.deaf`` ignores the power button, ``fake.fail`` dies
-before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core.
+(dies without a word), ``pause``, ``unpause``, ``suspend``, ``resume``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``,
+``nmi``. Words in the command line change its manners: ``fake.silent`` prints nothing, ``fake.deaf`` ignores the power
+button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ def act(word):
         event("STOP")
     elif word == "unpause":
         event("RESUME")
+    elif word == "suspend":
+        event("SUSPEND")
+    elif word == "resume":
+        event("WAKEUP")
 signal.signal(signal.SIGTERM, terminated)
 tell({"QMP": {"version": {"qemu": {"major": 0, "minor": 0, "micro": 0}}}})
 tell({"return": {}, "id": "ready"})
@@ -110,6 +114,16 @@ class FakeDomain(ProcessDomain):
         self._must_run("unpause")
         self.control("unpause")
         await self.wait_paused(False)
+
+    async def suspend(self) -> None:
+        self._must_run("suspend")
+        self.control("suspend")
+        await self.wait_suspended(True, 30)
+
+    async def resume(self) -> None:
+        self._must_run("resume")
+        self.control("resume")
+        await self.wait_suspended(False, 30)
 
     async def request_shutdown(self, reason: str) -> None:
         self._must_run("shut down")

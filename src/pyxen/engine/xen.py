@@ -37,6 +37,7 @@ from pyxen.hypervisor.jail import Report
 
 _READY_S = 30.0
 _ANSWER_S = 30.0
+_SUSPEND_S = 60.0
 _REFUSALS: dict[str, type[PyxenError]] = {
     kind.code: kind for kind in (InvalidRequest, Unsupported, Conflict, ResourceExhausted)
 }
@@ -54,6 +55,22 @@ class XenDomain(ProcessDomain):
     async def unpause(self) -> None:
         await self._order("unpause", "unpause")
         await self.wait_paused(False)
+
+    async def suspend(self) -> None:
+        await self._order("suspend", "shutdown", reason="suspend")
+        try:
+            await self.wait_suspended(True, _SUSPEND_S)
+        except TimeoutError:
+            raise EngineError(
+                f"'{self.spec.config.name}' did not suspend within {_SUSPEND_S:g} s",
+                hint="A guest that is still booting, or hung, hears nothing; xm pause needs no help from it.",
+            ) from None
+        if self.stopped is not None:
+            raise Conflict(f"'{self.spec.config.name}' stopped instead of suspending itself")
+
+    async def resume(self) -> None:
+        await self._order("resume", "resume")
+        await self.wait_suspended(False, _ANSWER_S)
 
     async def request_shutdown(self, reason: str) -> None:
         await self._order("shut down", "shutdown", reason=reason)

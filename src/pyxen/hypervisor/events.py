@@ -15,7 +15,6 @@ from pyxen.abi.sched import (
     SHUTDOWN_POWEROFF,
     SHUTDOWN_REBOOT,
     SHUTDOWN_SOFT_RESET,
-    SHUTDOWN_SUSPEND,
     SHUTDOWN_WATCHDOG,
 )
 from pyxen.hypervisor.jail import Report
@@ -25,7 +24,6 @@ _REASONS: Final = {
     SHUTDOWN_POWEROFF: "guest-shutdown",
     SHUTDOWN_REBOOT: "guest-reset",
     SHUTDOWN_SOFT_RESET: "guest-reset",
-    SHUTDOWN_SUSPEND: "guest-shutdown",
     SHUTDOWN_CRASH: "guest-panic",
 }
 
@@ -45,6 +43,13 @@ class Events:
 
     def resumed(self) -> None:
         self._event("RESUME")
+
+    def suspended(self) -> None:
+        """The guest has put itself in order and stands still, until it is told to go on."""
+        self._event("SUSPEND")
+
+    def woken(self) -> None:
+        self._event("WAKEUP")
 
     def guest_stopped(self, reason: int) -> None:
         """The guest's own end, with a SHUTDOWN_… reason."""

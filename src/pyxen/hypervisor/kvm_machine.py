@@ -161,6 +161,11 @@ class KvmMachine:
                 states.append(CpuState(processor.index, kvm.get_regs(), kvm.get_sregs(), gs_base))
         return states
 
+    def resume(self) -> None:
+        """Go on after Xen's side has called ``shutdown``."""
+        for processor in self._processors:
+            processor.release(Hold.STOPPED)
+
     def close(self) -> None:
         """End the VCPUs and give everything back. Not with domain.lock held."""
         for processor in self._processors:

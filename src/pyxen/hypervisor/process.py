@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from pyxen.abi.sched import SHUTDOWN_CRASH
+from pyxen.abi.sched import SHUTDOWN_CRASH, SHUTDOWN_SUSPEND
 from pyxen.errors import Conflict, InvalidRequest
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.changes import Changes
@@ -49,6 +49,7 @@ class DomainProcess:
         self._jail = Report()
         self.stop_reason: str | None = None
         self._paused = True
+        self._suspended = False
         self._words: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: T201  the file "stderr"
         self.loop = Loop()
         self._log = Log(directory / "console.log")
@@ -164,9 +165,21 @@ class DomainProcess:
             self.machine.unpause()
             self._events.resumed()
 
+    def resume(self) -> None:
+        """Let the guest go on after it was asked to suspend, and has."""
+        self._refuse_stopped("resume")
+        if not self._suspended:
+            raise Conflict(f"'{self.spec.config.name}' is not suspended")
+        self._suspended = False
+        self.domain.resume()
+        self.machine.resume()
+        self._events.woken()
+
     def shutdown(self, reason: str = "poweroff") -> None:
-        """Ask the guest to poweroff, reboot or halt."""
+        """Ask the guest to poweroff, reboot, halt or suspend."""
         self._refuse_stopped("shut down")
+        if self._suspended:
+            raise Conflict(f"'{self.spec.config.name}' is suspended")
         if reason not in _ORDERS:
             raise InvalidRequest(f"a guest can't be asked to {reason!r}", hint=f"Use one of {', '.join(_ORDERS)}.")
         self.toolstack.ask(reason)
@@ -174,6 +187,7 @@ class DomainProcess:
     def status(self) -> dict[str, object]:
         return {
             "paused": self._paused,
+            "suspended": self._suspended,
             "stopped": self.stop_reason,
             "vcpus": sorted(self.machine.vcpus_up()),
             "jail": self._jail,
@@ -190,6 +204,7 @@ class DomainProcess:
             "pause": self.pause,
             "unpause": self.unpause,
             "shutdown": self.shutdown,
+            "resume": self.resume,
             "status": self.status,
             **self._orders.commands(),
             "debug-key": self.domain.debug_key,
@@ -202,7 +217,15 @@ class DomainProcess:
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
 
     def _guest_stopped(self, reason: int) -> None:
+        if reason == SHUTDOWN_SUSPEND:
+            self.loop.call_soon(self._guest_suspended)
+            return
         self._end(str(reason), lambda: self._events.guest_stopped(reason))
+
+    def _guest_suspended(self) -> None:
+        if self.stop_reason is None:
+            self._suspended = True
+            self._events.suspended()
 
     def _failed(self, words: str) -> None:
         self._words(words)

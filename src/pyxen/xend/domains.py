@@ -120,6 +120,11 @@ class Domains:
                     f"Domain '{record.name}' is paused and can't hear a shutdown request",
                     hint=f"xm unpause {record.name} first, or xm destroy {record.name}",
                 )
+            if live.process.suspended:
+                raise Conflict(
+                    f"Domain '{record.name}' is suspended, it can't hear the request",
+                    hint=f"xm resume {record.name} first, or xm destroy {record.name}",
+                )
             await self._change(record, intended=reason)
             self._life.tell("domain-shutdown-requested", record, reason=reason)
             await self._life.ask(record, live, reason)
@@ -142,6 +147,31 @@ class Domains:
 
     async def unpause(self, ref: str) -> api.Domain:
         return await self._set_paused(ref, wanted=False)
+
+    async def suspend(self, ref: str) -> api.Domain:
+        record = self._changeable(ref, "suspend")
+        async with self._registry.lock(record.uuid):
+            live = self._running(record)
+            if live.process.paused:
+                raise Conflict(
+                    f"Domain '{record.name}' is paused, it can't hear the request",
+                    hint=f"First: xm unpause {record.name}",
+                )
+        # Without the lock: the guest may take its time, and somebody may want it destroyed before.
+        if not live.process.suspended:
+            await live.process.suspend()
+            self._life.tell("domain-suspended", record)
+        return self._registry.view(record)
+
+    async def resume(self, ref: str) -> api.Domain:
+        record = self._changeable(ref, "resume")
+        async with self._registry.lock(record.uuid):
+            live = self._running(record)
+            if not live.process.suspended:
+                raise Conflict(f"Domain '{record.name}' is not suspended", hint=f"Suspend it: xm suspend {record.name}")
+            await live.process.resume()
+            self._life.tell("domain-resumed", record)
+        return self._registry.view(record)
 
     async def rename(self, ref: str, name: str) -> api.Domain:
         record = self._changeable(ref, "rename")

@@ -124,6 +124,8 @@ def _running_state(record: Record, live: Live, statistics: Statistics) -> tuple[
         return PowerState.SHUTDOWN, "-----d"
     if live.process.stopped is not None:
         return PowerState.SHUTDOWN, "---s--"
+    if live.process.suspended:
+        return PowerState.SUSPENDED, "---s--"
     if live.process.paused:
         return PowerState.PAUSED, "--p---"
     return PowerState.RUNNING, "-b----" if statistics.blocked else "r-----"

@@ -19,6 +19,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "destroy": "End a domain at once.",
         "pause": "Stop a domain's VCPUs.",
         "unpause": "Let a paused domain run on.",
+        "suspend": "Have a domain's guest put itself in order and stand still.",
+        "resume": "Let a suspended domain go on.",
         "rename": "Give a domain another name.",
     },
     "Orders for a running domain": {
@@ -62,8 +64,8 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 CLASSIC = frozenset(
     """
     block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys
-    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset restore resume
-    save sched-credit sched-credit2 sched-sedf serve shell suspend usb-attach usb-detach usb-list
+    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset restore
+    save sched-credit sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
     vcpu-pin vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )

@@ -26,7 +26,7 @@ def test_calls_share_one_connection_and_decode(stub: Stub, client: Client) -> No
 
 
 def test_orders_carry_their_bodies(stub: Stub, client: Client) -> None:
-    for verb in ("start", "shutdown", "rename", "destroy", "pause", "unpause"):
+    for verb in ("start", "shutdown", "rename", "destroy", "pause", "unpause", "suspend", "resume"):
         stub.answers[f"POST /v1/domains/web/{verb}"] = WEB
     stub.answers["POST /v1/domains"] = (201, msgspec.json.encode(WEB))
     stub.answers["DELETE /v1/domains/web"] = (204, b"")
@@ -34,7 +34,7 @@ def test_orders_carry_their_bodies(stub: Stub, client: Client) -> None:
     client.start("web", paused=True)
     client.shutdown("web", "reboot")
     client.rename("web", "web2")
-    for order in (client.destroy, client.pause, client.unpause, client.delete):
+    for order in (client.destroy, client.pause, client.unpause, client.suspend, client.resume, client.delete):
         order("web")
     bodies = [msgspec.json.decode(request.body) if request.body else None for request in stub.requests]
     assert bodies == [
@@ -42,6 +42,8 @@ def test_orders_carry_their_bodies(stub: Stub, client: Client) -> None:
         {"paused": True},
         {"reason": "reboot"},
         {"name": "web2"},
+        None,
+        None,
         None,
         None,
         None,

@@ -206,6 +206,23 @@ async def test_a_paused_guest_cannot_hear_a_shutdown(boot: Boot) -> None:
     await until(lambda: gone(xend, "web"))
 
 
+async def test_a_suspended_guest_stands_still_until_it_is_resumed_also_for_the_next_xend(boot: Boot) -> None:
+    xend = await boot()
+    await create(xend)
+    with pytest.raises(Conflict, match="not suspended"):
+        await xend.domains.resume("web")
+    assert (await xend.domains.suspend("web")).power_state is PowerState.SUSPENDED
+    with pytest.raises(Conflict, match="is suspended"):
+        await xend.domains.shutdown("web", "poweroff")
+    await xend.die()
+    xend = await boot()
+    assert (await xend.domains.suspend("web")).state == "---s--"
+    assert (await xend.domains.resume("web")).power_state is PowerState.RUNNING
+    await xend.domains.pause("web")
+    with pytest.raises(Conflict, match="is paused"):
+        await xend.domains.suspend("web")
+
+
 async def test_a_renamed_domain_is_found_by_its_new_name_also_by_the_next_xend(boot: Boot) -> None:
     xend = await boot()
     await create(xend)

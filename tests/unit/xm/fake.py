@@ -115,6 +115,12 @@ class FakeClient(Client):
     def unpause(self, ref: str) -> Domain:
         return self._order("unpause", ref)
 
+    def suspend(self, ref: str) -> Domain:
+        return self._order("suspend", ref)
+
+    def resume(self, ref: str) -> Domain:
+        return self._order("resume", ref)
+
     def rename(self, ref: str, name: str) -> Domain:
         return self._order("rename", ref, name)
 

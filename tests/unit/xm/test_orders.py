@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("verb", ["destroy", "pause", "unpause", "delete"])
+@pytest.mark.parametrize("verb", ["destroy", "pause", "unpause", "suspend", "resume", "delete"])
 def test_silent_orders(xm: Xm, fake: FakeClient, verb: str) -> None:
     assert xm(verb, "web") == (0, "", "")
     assert fake.orders == [(verb, "web")]

@@ -61,6 +61,15 @@ class QemuDomain(ProcessDomain):
         await self._order("unpause", "cont")
         await self.wait_paused(False)
 
+    async def suspend(self) -> None:
+        raise Unsupported(
+            f"a guest of QEMU can't be asked to suspend itself, as '{self.spec.config.name}' is",
+            hint=f"xm pause {self.spec.config.name} stops its VCPUs without its help.",
+        )
+
+    async def resume(self) -> None:
+        raise Conflict(f"'{self.spec.config.name}' is not suspended")
+
     async def request_shutdown(self, reason: str) -> None:
         # The power button is all there is; xend remembers what was meant by it.
         await self._order("shut down", "system_powerdown")

@@ -64,7 +64,9 @@ def _shutdown(vcpu: Vcpu, arg: int, bits: int) -> int:
     if reason > abi.SHUTDOWN_MAX:
         return -EINVAL
     vcpu.domain.stop(reason)
-    return 0
+    # What the guest sees when it goes on here: its suspension was cancelled. One that goes on from a file, with new
+    # channels and grants, is to see 0.
+    return int(reason == abi.SHUTDOWN_SUSPEND)
 
 
 def _shutdown_code(vcpu: Vcpu, arg: int, bits: int) -> int:

@@ -45,6 +45,14 @@ async def _unpause(call: Call) -> api.Domain:
     return await call.core.unpause(call.ref("domain"))
 
 
+async def _suspend(call: Call) -> api.Domain:
+    return await call.core.suspend(call.ref("domain"))
+
+
+async def _resume(call: Call) -> api.Domain:
+    return await call.core.resume(call.ref("domain"))
+
+
 async def _rename(call: Call) -> api.Domain:
     return await call.core.rename(call.ref("domain"), call.body.name)
 
@@ -106,6 +114,14 @@ OPERATIONS = (
     ),
     Operation(
         "POST", f"{_ONE}/unpause", "unpauseDomain", "Let a domain's VCPUs run again", _unpause,
+        result=api.Domain, errors=(404, 409, 500),
+    ),
+    Operation(
+        "POST", f"{_ONE}/suspend", "suspendDomain", "Have the guest put itself in order and stand still", _suspend,
+        result=api.Domain, errors=(404, 409, 422, 500),
+    ),
+    Operation(
+        "POST", f"{_ONE}/resume", "resumeDomain", "Let a suspended guest go on", _resume,
         result=api.Domain, errors=(404, 409, 500),
     ),
     Operation(

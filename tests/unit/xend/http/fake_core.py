@@ -100,6 +100,12 @@ class FakeCore:
     async def unpause(self, ref: str) -> api.Domain:
         return self._become(ref, PowerState.RUNNING)
 
+    async def suspend(self, ref: str) -> api.Domain:
+        return self._become(ref, PowerState.SUSPENDED)
+
+    async def resume(self, ref: str) -> api.Domain:
+        return self._become(ref, PowerState.RUNNING)
+
     async def rename(self, ref: str, name: str) -> api.Domain:
         domain = self._become(ref, self.get(ref).power_state)
         domain.name = name

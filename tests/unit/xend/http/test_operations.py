@@ -37,6 +37,8 @@ async def test_a_domain_from_creation_to_deletion(client: httpx2.AsyncClient) ->
         assert (await client.get(f"/v1/domains/{ref}")).json()["uuid"] == domain.uuid
     assert (await client.post("/v1/domains/web/pause")).json()["power_state"] == "paused"
     assert (await client.post("/v1/domains/web/unpause")).json()["power_state"] == "running"
+    assert (await client.post("/v1/domains/web/suspend")).json()["power_state"] == "suspended"
+    assert (await client.post("/v1/domains/web/resume")).json()["power_state"] == "running"
     shutdown = await client.post("/v1/domains/web/shutdown", json={"reason": "reboot"})
     assert (shutdown.status_code, shutdown.json()["power_state"]) == (202, "shutdown")
     assert (await client.post("/v1/domains/web/destroy")).json()["power_state"] == "halted"
