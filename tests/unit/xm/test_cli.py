@@ -81,7 +81,7 @@ def test_clear_beginnings_are_enough(word: str, name: str) -> None:
     ("word", "hint"),
     [
         ("lsit", "Did you mean: xm list?"),
-        ("re", "It may be reboot, rename or resume"),
+        ("re", "It may be reboot or resume or rename"),
         ("l", "What there is: xm help"),
         ("migrate", "does not have it yet"),
     ],
