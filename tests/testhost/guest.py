@@ -19,7 +19,7 @@ import msgspec
 
 _DOMID = 7
 _HERE = Path("/run/domains/7")
-_GIVE_UP_S = 240
+_GIVE_UP_S = 800
 
 
 def main() -> None:

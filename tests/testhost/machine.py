@@ -39,7 +39,7 @@ def run(
     environ: Mapping[str, str] | None = None,
     cpus: int = 1,
     memory_mib: int = 2048,
-    timeout_s: float = 300,
+    timeout_s: float = 900,
     live: bool = False,
     layers: Sequence[Path] = (),
     counted: bool = False,

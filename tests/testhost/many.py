@@ -17,7 +17,7 @@ from pyxen.config.model import Action, Disk, DiskFormat, DomainConfig, EngineCho
 from pyxen.errors import PyxenError
 
 _RUN = Path("/run/xend/domains")
-_PROMPT_S = 150.0
+_PROMPT_S = 600.0
 _LINUX = {"linux1": "console=hvc0", "linux2": "console=hvc0 clocksource=tsc tsc=reliable"}
 _LOOP = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; while :; do md5sum /bin/busybox; done\n"
 

@@ -12,8 +12,6 @@ from pyxen.image import ramdisk, tiny
 from pyxen.image.kernel import unpack
 from tests.testhost import image, run
 
-pytestmark = pytest.mark.guest
-
 _MIB = 1 << 20
 
 _PRELUDE = r"""
@@ -23,7 +21,7 @@ try() { # until the command succeeds
   tries=0
   until "$@"; do
     tries=$((tries + 1))
-    [ $tries -lt 400 ] || { echo "never: $*"; tail -n 60 $(log); xm log | tail; exit 9; }
+    [ $tries -lt 2000 ] || { echo "never: $*"; tail -n 60 $(log); xm log | tail; exit 9; }
     sleep 0.25
   done
 }
@@ -115,7 +113,7 @@ sha256sum </back
 echo hello | nc -w 20 127.0.0.1 2222
 echo hello | sha256sum
 guest 'dmesg | grep -cE "WARN|BUG|Call Trace" | sed "s/^/complaints-/"' complaints-0
-xm shutdown -w --timeout 120 inner
+xm shutdown -w --timeout 600 inner
 xm log
 """
 
@@ -134,13 +132,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def play(files: dict[str, Path], script: str) -> str:
     """What the script has printed, run in the test host."""
-    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2, memory_mib=2560, timeout_s=560)
+    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2, memory_mib=2560)
     output = done.output.replace("\r", "")
     assert done.status == 0, f"{output}\n{done.console}"
     return output
 
 
-@pytest.mark.timeout(600)
 def test_disks_keep_what_was_written_under_load_over_a_suspension_and_a_reboot(files: dict[str, Path]) -> None:
     output = play(files, _DISKS)
     digest = hashlib.sha256(files["/random"].read_bytes()).hexdigest()
@@ -152,7 +149,6 @@ def test_disks_keep_what_was_written_under_load_over_a_suspension_and_a_reboot(f
         assert word in output, output
 
 
-@pytest.mark.timeout(600)
 def test_networks_carry_a_hundred_megabytes_each_way(files: dict[str, Path]) -> None:
     output = play(files, _NETWORK)
     lines = output.splitlines()

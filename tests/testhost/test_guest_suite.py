@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.guest.host import CACHE
 from tests.testhost import run
-
-pytestmark = pytest.mark.guest
 
 
 def image_files() -> dict[str, Path]:
@@ -23,15 +19,13 @@ def image_files() -> dict[str, Path]:
     return {str(path): path for place in places for path in place.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(1500)
 def test_lives_are_the_same_on_the_xen_engine() -> None:
-    words = ["-v", "-x", "-p", "no:cacheprovider", "--timeout", "600", "tests/guest/test_lifecycle.py"]
+    words = ["-v", "-x", "-p", "no:cacheprovider", "tests/guest/test_lifecycle.py"]
     done = run(
         ["python", "-m", "pytest", *words],
         files=image_files(),
         environ={"PYXEN_TEST_CACHE": str(CACHE), "PYXEN_TEST_HOST": "1"},
         cpus=2,
-        timeout_s=1400,
         live=True,
     )
     assert done.status == 0, f"{done.output}\n{done.console}"

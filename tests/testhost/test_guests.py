@@ -16,8 +16,6 @@ from pyxen.image import ramdisk, tiny
 from pyxen.image.kernel import unpack
 from tests.testhost import guests, image, run
 
-pytestmark = pytest.mark.guest
-
 _PROMPT = "~# "
 
 
@@ -99,7 +97,7 @@ def test_32_vcpus(files: dict[str, Path]) -> None:
 
 
 def _guest(command: list[str], files: dict[str, Path], cpus: int = 2) -> dict[str, Any]:
-    done = run(command, files=files, cpus=cpus, timeout_s=290)
+    done = run(command, files=files, cpus=cpus)
     assert done.status == 0, f"{done.output}\n{done.console}"
     found: dict[str, Any] = json.loads(done.output[done.output.index("{") :])
     return found

@@ -12,8 +12,6 @@ from pyxen.image import ramdisk, tiny
 from pyxen.image.kernel import unpack
 from tests.testhost import image, run
 
-pytestmark = pytest.mark.guest
-
 _PROMPT = "~# "
 
 
@@ -29,7 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def boot(files: dict[str, Path], *, cpus: int = 1, **order: Any) -> dict[str, Any]:
     """Run one domain to its end; how it went, as tests.testhost.guest tells it."""
-    done = run(["python", "-m", "tests.testhost.guest", json.dumps(order)], files=files, cpus=cpus, timeout_s=280)
+    done = run(["python", "-m", "tests.testhost.guest", json.dumps(order)], files=files, cpus=cpus)
     assert done.status == 0, f"{done.output}\n{done.console}"
     found: dict[str, Any] = json.loads(done.output)
     assert found["status"] == 0, found["stderr"]

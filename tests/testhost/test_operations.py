@@ -12,8 +12,6 @@ from pyxen.image import ramdisk, tiny
 from pyxen.image.kernel import unpack
 from tests.testhost import image, run
 
-pytestmark = pytest.mark.guest
-
 _PRELUDE = r"""
 set -e
 xm() { python -m pyxen.xm "$@"; }
@@ -22,7 +20,7 @@ try() { # until the command succeeds
   tries=0
   until "$@"; do
     tries=$((tries + 1))
-    [ $tries -lt 240 ] || { echo "never: $*"; tail -n 40 $(log); exit 9; }
+    [ $tries -lt 2000 ] || { echo "never: $*"; tail -n 40 $(log); exit 9; }
     sleep 0.25
   done
 }
@@ -36,15 +34,6 @@ guest() { # type a line, wait for a word that it prints at the beginning of a li
   echo "guest: $2"
 }
 has() { xm list inner | tail -n 1 | awk '{ print $'$1' }' | grep -qx -- "$2"; }
-# What the probe says of KVM is kept for good, and on a busy machine it may be wrong.
-mkdir -p -m 711 /var/lib/xend
-probe() {
-  python -c 'import pathlib, pyxen.engine.probe as p
-v = p.run_probe(bound_s=60)
-p.run_probe = lambda: v
-assert p.kvm_verdict(pathlib.Path("/var/lib/xend")).usable, v' || { rm /var/lib/xend/kvm.json; false; }
-}
-try probe
 python -m pyxen.xend start
 """
 
@@ -59,7 +48,7 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 def play(files: dict[str, Path], script: str) -> str:
     """What the script has printed, run in the test host."""
-    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2, timeout_s=280)
+    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2)
     output = done.output.replace("\r", "")
     assert done.status == 0, f"{output}\n{done.console}"
     return output
