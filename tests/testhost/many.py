@@ -38,10 +38,12 @@ def main() -> None:
         create("crasher", "/crasher", on_crash=Action.RESTART)
         for name, cmdline in _LINUX.items():
             create(name, "/vmlinux", ramdisk="/ramdisk", cmdline=cmdline, memory=160)
+            # One at a time: a kernel that boots leaves the next one's process little time to start.
+            _wait_for_prompt(domids[name])
         disk = Disk(vdev="xvda", target="/disk.img", format=DiskFormat.RAW)
         create("hostile", "/hostile", disk=[disk])
         for name in _LINUX:
-            _type(_RUN / str(domids[name]), _LOOP)
+            _type(domids[name], _LOOP)
         client.destroy("counter3")
         before = {name: _printed(domid) for name, domid in domids.items()}
         time.sleep(8)
@@ -58,14 +60,16 @@ def main() -> None:
         out.write(json.dumps(found).encode())
 
 
-def _type(folder: Path, text: str) -> None:
-    """Wait for the shell's prompt, then give it a line."""
+def _wait_for_prompt(domid: int) -> None:
     end = time.monotonic() + _PROMPT_S
-    while "~# " not in _log(int(folder.name)):
+    while "~# " not in _log(domid):
         if time.monotonic() > end:
-            raise SystemExit(f"no prompt: {_log(int(folder.name))}")
+            raise SystemExit(f"no prompt: {_log(domid)}")
         time.sleep(0.5)
-    fifo = os.open(folder / "console.in", os.O_WRONLY)
+
+
+def _type(domid: int, text: str) -> None:
+    fifo = os.open(_RUN / str(domid) / "console.in", os.O_WRONLY)
     os.write(fifo, text.encode())
     os.close(fifo)
 
