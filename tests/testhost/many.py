@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pyxen.client import Client
@@ -17,7 +19,7 @@ from pyxen.config.model import Action, Disk, DiskFormat, DomainConfig, EngineCho
 from pyxen.errors import PyxenError
 
 _RUN = Path("/run/xend/domains")
-_PROMPT_S = 600.0
+_PATIENCE_S = 600.0
 _LINUX = {"linux1": "console=hvc0", "linux2": "console=hvc0 clocksource=tsc tsc=reliable"}
 _LOOP = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; while :; do md5sum /bin/busybox; done\n"
 
@@ -33,14 +35,15 @@ def main() -> None:
             print(f"{name} at second {Path('/proc/uptime').read_text().split('.')[0]}", file=sys.stderr)
             domids[name] = client.create(config).domid or 0
 
-        for number in range(1, 5):
-            create(f"counter{number}", "/counter")
-        create("crasher", "/crasher", on_crash=Action.RESTART)
         for name, cmdline in _LINUX.items():
             create(name, "/vmlinux", ramdisk="/ramdisk", cmdline=cmdline, memory=160)
             # One at a time: a kernel that boots leaves the next one's process little time to start.
-            _wait_for_prompt(domids[name])
+            _wait(partial(_has_prompt, domids[name]), f"{name} comes to no prompt")
         disk = Disk(vdev="xvda", target="/disk.img", format=DiskFormat.RAW)
+        for number in range(1, 5):
+            create(f"counter{number}", "/counter")
+        create("crasher", "/crasher", on_crash=Action.RESTART)
+        _wait(lambda: "too fast" in client.log(), "the domain that crashes is started again and again")
         create("hostile", "/hostile", disk=[disk])
         for name in _LINUX:
             _type(domids[name], _LOOP)
@@ -60,11 +63,11 @@ def main() -> None:
         out.write(json.dumps(found).encode())
 
 
-def _wait_for_prompt(domid: int) -> None:
-    end = time.monotonic() + _PROMPT_S
-    while "~# " not in _log(domid):
+def _wait(condition: Callable[[], bool], failure: str) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not condition():
         if time.monotonic() > end:
-            raise SystemExit(f"no prompt: {_log(domid)}")
+            raise SystemExit(failure)
         time.sleep(0.5)
 
 
@@ -77,6 +80,10 @@ def _type(domid: int, text: str) -> None:
 def _log(domid: int) -> str:
     path = _RUN / str(domid) / "console.log"
     return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _has_prompt(domid: int) -> bool:
+    return "~# " in _log(domid)
 
 
 def _printed(domid: int) -> int:
