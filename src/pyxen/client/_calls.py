@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -261,3 +262,13 @@ class EventLines:
             return None
         data, self._data = b"\n".join(self._data), []
         return decode_json(data, api.Event)
+
+
+def trace(ref: str, only: Sequence[str]) -> Call[api.TraceRecord]:
+    query = urlencode([("only", kind) for kind in only])
+    return Call("GET", _domain_path(ref, "trace") + (f"?{query}" if query else ""), api.TraceRecord, ref=ref)
+
+
+def trace_record(line: bytes) -> api.TraceRecord:
+    """One line of a trace."""
+    return decode_json(line, api.TraceRecord)

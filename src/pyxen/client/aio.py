@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -178,6 +178,16 @@ class AsyncClient:
                     raise
                 await asyncio.sleep(min(0.2, self._patience_s))
 
+    async def trace(self, ref: str, only: Sequence[str] = ()) -> AsyncIterator[api.TraceRecord]:
+        """What the domain asks of its hypervisor from now on; see Client."""
+        async with self._stream(_calls.trace(ref, only), None) as lines:
+            async for line in lines:
+                record = _calls.trace_record(line)
+                yield record
+                if record.kind == "end":
+                    return
+        raise Unavailable("xend has ended the trace", hint=f"Again: xm debug-trace {ref}")
+
     async def _call(self, call: Call[T]) -> T:
         deadline = time.monotonic() + self._patience_s if call.safe else 0.0
         pause = 0.05
@@ -216,7 +226,7 @@ class AsyncClient:
                 timeout=httpx2.Timeout(10.0, read=silence),
             ) as response:
                 if response.status_code >= 300:
-                    raise _calls.problem(response.status_code, await response.aread())
+                    raise _calls.problem(response.status_code, await response.aread(), ref=call.ref)
                 yield (line.encode() async for line in response.aiter_lines())
         except httpx2.TransportError as error:
             raise self._explain(call, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -187,6 +187,21 @@ class Client:
         from pyxen.client.console import Console
 
         return Console(self.address, ref, wait=wait)
+
+    def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
+        """What the domain asks of its hypervisor from now on, of the kinds in ``only`` (all if it is empty).
+
+        The last record is of kind ``end``. Who reads slowly gets records of kind ``lost``.
+        """
+        with self._transport.stream(_calls.trace(ref, only)) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines), ref=ref)
+            for line in lines:
+                record = _calls.trace_record(line)
+                yield record
+                if record.kind == "end":
+                    return
+        raise Unavailable("xend has ended the trace", hint=f"Again: xm debug-trace {ref}")
 
     def _call(self, call: Call[T]) -> T:
         deadline = time.monotonic() + self._patience_s if call.safe else 0.0

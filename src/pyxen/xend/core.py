@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pyxen import api
@@ -62,6 +62,10 @@ class Core(Protocol):
 
     def console(self, ref: str) -> Console:
         """Raises Conflict if the domain is not running."""
+        ...
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """Lines of TraceRecord; refuses when awaited."""
         ...
 
     def host(self) -> api.Host: ...

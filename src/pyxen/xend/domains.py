@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -67,6 +67,11 @@ class Domains:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 has no console here", hint="Its console is the host's own.")
         return self._running(self._registry.find(ref)).console
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        if ref in DOMAIN_0:
+            raise Conflict("Domain-0 is the host itself and makes no hypercalls", hint="strace and perf look there.")
+        return await self._running(self._registry.find(ref)).process.trace(only)
 
     def host(self) -> api.Host:
         return host.host_facts(

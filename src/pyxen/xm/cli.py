@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "top": "Watch what the domains use.",
         "info": "Show what this machine is and can do.",
         "events": "Show what happens, as it happens.",
+        "debug-trace": "Show what a domain asks of its hypervisor, as it happens.",
         "log": "Print xend's log.",
         "dmesg": "Print the hypervisor's messages.",
     },

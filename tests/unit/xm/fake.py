@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class FakeClient(Client):
         self.answers: list[Domain | None] = []
         self.steps: list[api.Progress] = []
         self.failure: Exception | None = None
+        self.traced: list[api.TraceRecord | type[BaseException]] = []
 
     def patient(self, seconds: float) -> Client:
         return self
@@ -176,6 +177,15 @@ class FakeClient(Client):
 
     def events(self, after: int | None = None) -> Iterator[api.Event]:
         yield api.Event(8, 0.0, "domain-stopped", 3, "web", "u", "poweroff", {"restarts": 1})
+
+    def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
+        self.orders.append(("trace", ref, only))
+        self.domain(ref)
+        for record in self.traced:
+            if isinstance(record, api.TraceRecord):
+                yield record
+            else:
+                raise record
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object"}

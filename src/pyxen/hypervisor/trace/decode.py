@@ -17,9 +17,6 @@ from pyxen.hypervisor.trace.calls import COMPAT_SIZE, OPS, Args, Call, find
 from pyxen.hypervisor.trace.observed import Kind
 from pyxen.hypervisor.trace.ring import Record
 
-KINDS: Final = ("hypercall", "port", "mmio", "msr", "exit", "event", "timer", "xenstore")
-"""Of records, in words; besides there are ``lost`` and ``end``."""
-
 _PAYLOAD_SHOWN: Final = 80
 
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
-from pyxen.api import TraceRecord
+from pyxen.api import TRACE_KINDS, TraceRecord
 from pyxen.errors import InvalidRequest, ResourceExhausted
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.kvm_machine import KvmMachine
 from pyxen.hypervisor.loop import Loop, Timer
-from pyxen.hypervisor.trace.decode import KINDS, decode, kind_of
+from pyxen.hypervisor.trace.decode import decode, kind_of
 from pyxen.hypervisor.trace.observed import Observed
 from pyxen.hypervisor.trace.ring import Reader, Ring
 from pyxen.xenstore.connection import Connection
@@ -52,8 +52,10 @@ class Tracing:
         Raises InvalidRequest and ResourceExhausted.
         """
         only = arguments.get("only") or []
-        if not isinstance(only, list) or any(kind not in KINDS for kind in only):
-            raise InvalidRequest(f"there is no such kind of record: {only}", hint=f"There are {', '.join(KINDS)}.")
+        if not isinstance(only, list) or any(kind not in TRACE_KINDS for kind in only):
+            raise InvalidRequest(
+                f"there is no such kind of record: {only}", hint=f"There are {', '.join(TRACE_KINDS)}."
+            )
         if len(self._streams) >= _MOST_CONNECTIONS:
             raise ResourceExhausted(f"the domain is traced by {_MOST_CONNECTIONS} others already")
         if self._ring is None:

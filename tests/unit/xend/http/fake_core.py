@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,14 @@ class FakeCore:
         if console is None:
             raise Conflict(f"Domain '{domain.name}' is not running")
         return console
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        return self._trace(self.get(ref), only)
+
+    async def _trace(self, domain: api.Domain, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        records = [api.TraceRecord(kind, domain.name) for kind in api.TRACE_KINDS if not only or kind in only]
+        for record in (*records, api.TraceRecord("end", "poweroff")):
+            yield msgspec.json.encode(record) + b"\n"
 
     def host(self) -> api.Host:
         verdict = Verdict(False, "there is no /dev/kvm")
