@@ -25,6 +25,12 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
     WS     /v1/domains/{domain}/console    see below
     GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
+    GET    /v1/xenstore                    StoreTree ``?path=PATH``: a node and all below it
+    GET    /v1/xenstore/node               StoreNode ``?path=PATH``
+    POST   /v1/xenstore/write              StoreWrite → 204
+    POST   /v1/xenstore/remove             StoreRemove → 204
+    POST   /v1/xenstore/permissions        StorePermissions → 204
+    GET    /v1/xenstore/watch              application/x-ndjson of StoreEvent ``?path=PATH`` (repeated), without end
     GET    /v1/events                      text/event-stream of Event; ``?after=SEQUENCE`` replays what is still kept
     GET    /v1/log                         text/plain, xend's log        ``?tail=N`` lines
     GET    /v1/dmesg                       text/plain, the engine's ring (probe verdict, domain starts and stops)
@@ -354,3 +360,47 @@ class TraceRecord(Struct, omit_defaults=True):
     us: float | None = None
     """How long it took, in microseconds."""
     count: int = 0
+
+
+class StoreNode(Struct, omit_defaults=True):
+    """A node of xenstore. ``value`` is escaped as xenstore-read does: bytes that aren't printable are ``\\xNN``."""
+
+    path: str
+    value: str = ""
+    permissions: list[str] = field(default_factory=list)
+    """``n0``, ``r5``: the owner with what all others may do, then single domains."""
+    children: list[str] = field(default_factory=list)
+    """Names, in the store's order."""
+
+
+class StoreTree(Struct):
+    """Nodes, each before those below it."""
+
+    nodes: list[StoreNode]
+
+
+class StoreWrite(Struct, forbid_unknown_fields=True):
+    values: dict[str, str]
+    """Escaped values by path; of one domain's nodes all are written or none."""
+
+
+class StoreRemove(Struct, forbid_unknown_fields=True):
+    path: str
+    tidy: bool = False
+    """Remove nodes above it too, as long as they have neither value nor children."""
+
+
+class StorePermissions(Struct, forbid_unknown_fields=True):
+    path: str
+    permissions: list[str]
+    recurse: bool = False
+    """All nodes below it too."""
+    upwards: bool = False
+    """The nodes above it too."""
+
+
+class StoreEvent(Struct):
+    """A watched node, or one below it, has changed (or, once at the start, is watched now)."""
+
+    path: str
+    watched: str

@@ -10,6 +10,7 @@ from pyxen import api
 if TYPE_CHECKING:
     from pyxen.xend.console import Console
     from pyxen.xend.events import Events
+    from pyxen.xend.xenstore import Xenstore
 
 
 class Core(Protocol):
@@ -63,6 +64,9 @@ class Core(Protocol):
     def console(self, ref: str) -> Console:
         """Raises Conflict if the domain is not running."""
         ...
+
+    @property
+    def xenstore(self) -> Xenstore: ...
 
     async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Lines of TraceRecord; refuses when awaited."""

@@ -22,6 +22,8 @@ from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
 from pyxen.xend.events import Events
+from pyxen.xend.xenstore import Xenstore
+from pyxen.xend.xenstore_map import Place
 
 
 class FakeCore:
@@ -30,6 +32,8 @@ class FakeCore:
     def __init__(self, folder: Path) -> None:
         self.events = Events(limit=100)
         self.domains: dict[str, api.Domain] = {}
+        self.places: builtins.list[Place] = []
+        self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
