@@ -26,6 +26,13 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
     WS     /v1/domains/{domain}/console    see below
+    GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
+    GET    /v1/xenstore                    StoreTree ``?path=PATH``: a node and all below it
+    GET    /v1/xenstore/node               StoreNode ``?path=PATH``
+    POST   /v1/xenstore/write              StoreWrite → 204
+    POST   /v1/xenstore/remove             StoreRemove → 204
+    POST   /v1/xenstore/permissions        StorePermissions → 204
+    GET    /v1/xenstore/watch              application/x-ndjson of StoreEvent ``?path=PATH`` (repeated), without end
     GET    /v1/events                      text/event-stream of Event; ``?after=SEQUENCE`` replays what is still kept
     GET    /v1/log                         text/plain, xend's log        ``?tail=N`` lines
     GET    /v1/dmesg                       text/plain, the engine's ring (probe verdict, domain starts and stops)
@@ -322,3 +329,80 @@ class Event(Struct, omit_defaults=True):
     uuid: str | None = None
     reason: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
+
+
+TRACE_KINDS = ("hypercall", "port", "mmio", "msr", "exit", "event", "timer", "xenstore")
+"""Kinds of TraceRecord that can be asked for; ``exit`` is any that has no kind of its own."""
+
+
+class TraceRecord(Struct, omit_defaults=True):
+    """One thing that a domain asked of its hypervisor, or was told by it.
+
+    In ``args`` and ``out`` numbers are numbers, constants their names in Xen, and addresses, frame numbers and bits
+    are hexadecimal text. ``lost`` stands for ``count`` records that came faster than they were read; ``end`` is the
+    last one and its ``name`` says why the domain ended.
+    """
+
+    kind: str
+    """One of TRACE_KINDS, ``lost`` or ``end``."""
+    name: str = ""
+    """The hypercall, ``in`` or ``out``, ``rdmsr``, xenstore's request, …"""
+    op: str = ""
+    """A hypercall's sub-operation."""
+    time_s: float = 0.0
+    """When it began, in seconds since the tracing did."""
+    vcpu: int | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    out: dict[str, Any] = field(default_factory=dict)
+    """What was written in answer."""
+    result: int | None = None
+    """What the guest got in its register."""
+    error: str | None = None
+    """``ENOSYS`` and the like."""
+    us: float | None = None
+    """How long it took, in microseconds."""
+    count: int = 0
+
+
+class StoreNode(Struct, omit_defaults=True):
+    """A node of xenstore. ``value`` is escaped as xenstore-read does: bytes that aren't printable are ``\\xNN``."""
+
+    path: str
+    value: str = ""
+    permissions: list[str] = field(default_factory=list)
+    """``n0``, ``r5``: the owner with what all others may do, then single domains."""
+    children: list[str] = field(default_factory=list)
+    """Names, in the store's order."""
+
+
+class StoreTree(Struct):
+    """Nodes, each before those below it."""
+
+    nodes: list[StoreNode]
+
+
+class StoreWrite(Struct, forbid_unknown_fields=True):
+    values: dict[str, str]
+    """Escaped values by path; of one domain's nodes all are written or none."""
+
+
+class StoreRemove(Struct, forbid_unknown_fields=True):
+    path: str
+    tidy: bool = False
+    """Remove nodes above it too, as long as they have neither value nor children."""
+
+
+class StorePermissions(Struct, forbid_unknown_fields=True):
+    path: str
+    permissions: list[str]
+    recurse: bool = False
+    """All nodes below it too."""
+    upwards: bool = False
+    """The nodes above it too."""
+
+
+class StoreEvent(Struct):
+    """A watched node, or one below it, has changed (or, once at the start, is watched now)."""
+
+    path: str
+    watched: str

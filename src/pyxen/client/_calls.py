@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -9,6 +10,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from pyxen import api, errors
+from pyxen.abi.xs_text import escape
 from pyxen.config.model import DomainConfig
 from pyxen.errors import NotFound, PyxenError
 
@@ -269,3 +271,47 @@ class EventLines:
             return None
         data, self._data = b"\n".join(self._data), []
         return decode_json(data, api.Event)
+
+
+def trace(ref: str, only: Sequence[str]) -> Call[api.TraceRecord]:
+    query = urlencode([("only", kind) for kind in only])
+    return Call("GET", _domain_path(ref, "trace") + (f"?{query}" if query else ""), api.TraceRecord, ref=ref)
+
+
+def trace_record(line: bytes) -> api.TraceRecord:
+    """One line of a trace."""
+    return decode_json(line, api.TraceRecord)
+
+
+def _store(verb: str, paths: Sequence[str], answer: type[T]) -> Call[T]:
+    return Call("GET", f"/v1/xenstore{verb}?" + urlencode([("path", path) for path in paths]), answer)
+
+
+def store_tree(path: str) -> Call[api.StoreTree]:
+    return _store("", [path], api.StoreTree)
+
+
+def store_node(path: str) -> Call[api.StoreNode]:
+    return _store("/node", [path], api.StoreNode)
+
+
+def store_write(values: Mapping[str, bytes]) -> Call[None]:
+    body = api.StoreWrite({path: escape(value) for path, value in values.items()})
+    return Call("POST", "/v1/xenstore/write", type(None), msgspec.json.encode(body))
+
+
+def store_remove(path: str, *, tidy: bool) -> Call[None]:
+    return Call("POST", "/v1/xenstore/remove", type(None), msgspec.json.encode(api.StoreRemove(path, tidy)))
+
+
+def store_permissions(path: str, permissions: Sequence[str], *, recurse: bool, upwards: bool) -> Call[None]:
+    body = api.StorePermissions(path, list(permissions), recurse, upwards)
+    return Call("POST", "/v1/xenstore/permissions", type(None), msgspec.json.encode(body))
+
+
+def store_watch(paths: Sequence[str]) -> Call[api.StoreEvent]:
+    return _store("/watch", paths, api.StoreEvent)
+
+
+def store_event(line: bytes) -> api.StoreEvent:
+    return decode_json(line, api.StoreEvent)

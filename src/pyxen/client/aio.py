@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyxen import api
+from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
 from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, find_address, lost, unreachable
@@ -186,6 +187,49 @@ class AsyncClient:
                     raise
                 await asyncio.sleep(min(0.2, self._patience_s))
 
+    async def trace(self, ref: str, only: Sequence[str] = ()) -> AsyncIterator[api.TraceRecord]:
+        """What the domain asks of its hypervisor from now on; see Client."""
+        async with self._stream(_calls.trace(ref, only), None) as lines:
+            async for line in lines:
+                record = _calls.trace_record(line)
+                yield record
+                if record.kind == "end":
+                    return
+        raise Unavailable("xend has ended the trace", hint=f"Again: xm debug-trace {ref}")
+
+    async def store_tree(self, path: str = "/") -> list[api.StoreNode]:
+        """A node of xenstore and all below it, each before its children."""
+        return (await self._call(_calls.store_tree(path))).nodes
+
+    async def store_node(self, path: str) -> api.StoreNode:
+        """One node; its value is escaped. Raises NotFound."""
+        return await self._call(_calls.store_node(path))
+
+    async def store_read(self, path: str) -> bytes:
+        """A node's value. Raises NotFound."""
+        return unescape((await self.store_node(path)).value)
+
+    async def store_write(self, values: Mapping[str, bytes]) -> None:
+        """Set values by path; all or none of those in one domain's part."""
+        await self._call(_calls.store_write(values))
+
+    async def store_remove(self, path: str, *, tidy: bool = False) -> None:
+        """Remove a node with all below it, and with ``tidy`` those above it that are empty then."""
+        await self._call(_calls.store_remove(path, tidy=tidy))
+
+    async def store_permissions(
+        self, path: str, permissions: Sequence[str], *, recurse: bool = False, upwards: bool = False
+    ) -> None:
+        """Say who may read and write a node: ``["n0", "r5"]``, the owner first."""
+        await self._call(_calls.store_permissions(path, permissions, recurse=recurse, upwards=upwards))
+
+    async def store_watch(self, paths: Sequence[str]) -> AsyncIterator[api.StoreEvent]:
+        """Each of ``paths`` once, then what changes at or below one of them, without end."""
+        async with self._stream(_calls.store_watch(paths), None) as lines:
+            async for line in lines:
+                yield _calls.store_event(line)
+        raise Unavailable("xend has ended the watch")
+
     async def _call(self, call: Call[T]) -> T:
         deadline = time.monotonic() + self._patience_s if call.safe else 0.0
         pause = 0.05
@@ -224,7 +268,7 @@ class AsyncClient:
                 timeout=httpx2.Timeout(10.0, read=silence),
             ) as response:
                 if response.status_code >= 300:
-                    raise _calls.problem(response.status_code, await response.aread())
+                    raise _calls.problem(response.status_code, await response.aread(), ref=call.ref)
                 yield (line.encode() async for line in response.aiter_lines())
         except httpx2.TransportError as error:
             raise self._explain(call, error) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyxen import api
+from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
 from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, Transport, find_address
@@ -195,6 +196,56 @@ class Client:
         from pyxen.client.console import Console
 
         return Console(self.address, ref, wait=wait)
+
+    def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
+        """What the domain asks of its hypervisor from now on, of the kinds in ``only`` (all if it is empty).
+
+        The last record is of kind ``end``. Who reads slowly gets records of kind ``lost``.
+        """
+        with self._transport.stream(_calls.trace(ref, only)) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines), ref=ref)
+            for line in lines:
+                record = _calls.trace_record(line)
+                yield record
+                if record.kind == "end":
+                    return
+        raise Unavailable("xend has ended the trace", hint=f"Again: xm debug-trace {ref}")
+
+    def store_tree(self, path: str = "/") -> list[api.StoreNode]:
+        """A node of xenstore and all below it, each before its children."""
+        return self._call(_calls.store_tree(path)).nodes
+
+    def store_node(self, path: str) -> api.StoreNode:
+        """One node; its value is escaped. Raises NotFound."""
+        return self._call(_calls.store_node(path))
+
+    def store_read(self, path: str) -> bytes:
+        """A node's value. Raises NotFound."""
+        return unescape(self.store_node(path).value)
+
+    def store_write(self, values: Mapping[str, bytes]) -> None:
+        """Set values by path; all or none of those in one domain's part."""
+        self._call(_calls.store_write(values))
+
+    def store_remove(self, path: str, *, tidy: bool = False) -> None:
+        """Remove a node with all below it, and with ``tidy`` those above it that are empty then."""
+        self._call(_calls.store_remove(path, tidy=tidy))
+
+    def store_permissions(
+        self, path: str, permissions: Sequence[str], *, recurse: bool = False, upwards: bool = False
+    ) -> None:
+        """Say who may read and write a node: ``["n0", "r5"]``, the owner first."""
+        self._call(_calls.store_permissions(path, permissions, recurse=recurse, upwards=upwards))
+
+    def store_watch(self, paths: Sequence[str]) -> Iterator[api.StoreEvent]:
+        """Each of ``paths`` once, then what changes at or below one of them, without end."""
+        with self._transport.stream(_calls.store_watch(paths)) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines))
+            for line in lines:
+                yield _calls.store_event(line)
+        raise Unavailable("xend has ended the watch")
 
     def _call(self, call: Call[T]) -> T:
         deadline = time.monotonic() + self._patience_s if call.safe else 0.0

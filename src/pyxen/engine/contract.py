@@ -19,7 +19,7 @@ Nothing here polls: console.log and events are watched by inotify, the process b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -177,6 +177,10 @@ class RunningDomain(Protocol):
         ...
 
     def statistics(self) -> Statistics: ...
+
+    async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """Lines of api.TraceRecord until the domain ends, of these kinds (all if empty). Raises Unsupported."""
+        ...
 
     def close(self) -> None:
         """Let go of watches and sockets; the domain runs on."""

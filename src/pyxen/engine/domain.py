@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from pyxen.engine.events import EventLog
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
 from pyxen.engine.threads import ThreadClock
-from pyxen.errors import EngineError
+from pyxen.errors import EngineError, Unsupported
 
 _INFO = "info.json"
 _OUT_OF_BOUNDS = "it made a system call that its jail does not allow; with PYXEN_JAIL=trap it would say which"
@@ -182,6 +182,12 @@ class ProcessDomain:
             return statistics
         vcpus = [msgspec.structs.replace(vcpu, state="--p") for vcpu in statistics.vcpus]
         return replace(statistics, vcpus=vcpus, blocked=True)
+
+    async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        raise Unsupported(
+            f"QEMU runs '{self.spec.config.name}', and does not say what its guest asks of it",
+            hint="pyxen's own hypervisor does: domains with engine=xen can be traced.",
+        )
 
     def close(self) -> None:
         if self._unwatch is not None:

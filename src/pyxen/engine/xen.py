@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pyxen.engine.probe import kvm_verdict
 from pyxen.engine.process import end_all, marker, spawn
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
+from pyxen.engine.trace import follow
 from pyxen.engine.vifs import check_networks, open_networks
 from pyxen.errors import (
     ConfigError,
@@ -114,6 +115,9 @@ class XenDomain(ProcessDomain):
     def online(self) -> Collection[int]:
         # VCPU 0 runs first, and starts the others.
         return (0,) if self._events.fate.online is None else self._events.fate.online
+
+    async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        return await follow(self, only)
 
     async def _order(self, what: str, command: str, **arguments: object) -> None:
         """A command that only makes sense while the guest lives."""

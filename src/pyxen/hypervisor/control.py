@@ -6,6 +6,8 @@
 Files are not named but handed over: a message that carries descriptors (SCM_RIGHTS, unix(7)) holds one line, and its
 command gets them as the argument ``fds``. They are closed here when the command has been carried out.
 
+A command of ``streams`` is answered in the same way and then keeps the connection for what it has to say.
+
 Anyone who can open the socket (the user that the domain runs as, and root) may give orders.
 """
 
@@ -29,6 +31,8 @@ from pyxen.hypervisor.loop import Loop
 _LONGEST_LINE: Final = 1 << 20
 _MOST_DESCRIPTORS: Final = 8
 Command = Callable[..., object]
+Stream = Callable[[socket.socket, Mapping[str, Any]], None]
+"""Takes a connection over, with the command's arguments. Raises PyxenError to refuse: then the connection stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,11 @@ class Later:
 class Control:
     """Listens at ``path``. A command is called with its arguments by name; what it returns is the answer."""
 
-    def __init__(self, path: Path, loop: Loop, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self, path: Path, loop: Loop, commands: Mapping[str, Command], streams: Mapping[str, Stream] | None = None
+    ) -> None:
         self._path = path
+        self._streams = streams or {}
         self.loop = loop
         self.commands = commands
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -76,6 +83,15 @@ class Control:
 
     def forget(self, caller: _Caller) -> None:
         self._callers.discard(caller)
+
+    def stream(self, line: bytes) -> tuple[Stream, Mapping[str, Any]] | None:
+        """The stream that ``line`` asks for, with its arguments; None if it asks for something else."""
+        try:
+            message = msgspec.json.decode(line, type=dict[str, Any])
+            found, arguments = self._streams[message["execute"]], message.get("arguments", {})
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+            return None
+        return (found, arguments) if isinstance(arguments, dict) else None
 
 
 class _Caller:
@@ -132,6 +148,10 @@ class _Caller:
         """Carry out the lines that have come, up to one that takes long."""
         while self._open and self._lines:
             line, fds = self._lines.popleft()
+            if (wanted := self._control.stream(line)) is not None:
+                _close_all(fds)
+                self._hand_over(*wanted)
+                continue
             answer, result = _answer(self._control.commands, line, fds)
             if isinstance(result, Later):
                 self._deafen()
@@ -139,6 +159,21 @@ class _Caller:
                 return
             _close_all(fds)
             self._say(answer)
+
+    def _hand_over(self, stream: Stream, arguments: Mapping[str, Any]) -> None:
+        """Give the connection to ``stream``, or go on with it if it is refused."""
+        self._deafen()
+        try:
+            stream(self._socket, arguments)
+        except PyxenError as error:
+            self._say({"error": _told(error)})
+            if self._open:
+                self._listen()
+            return
+        self._open = False
+        _close_all([*self._rest_fds, *(fd for _, fds in self._lines for fd in fds)])
+        self._lines.clear()
+        self._control.forget(self)
 
     def _start(self, job: Later, answer: dict[str, object], fds: list[int]) -> None:
         loop = self._control.loop

@@ -25,7 +25,7 @@ from pyxen.hypervisor.loop import Loop, Timer
 from pyxen.hypervisor.machine import PvClock
 from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress
 from pyxen.hypervisor.paging import walk
-from pyxen.hypervisor.processor import Hold, Processor
+from pyxen.hypervisor.processor import Hold, Observer, Processor
 
 _MSR_TSC: Final = 0x10
 _MSR_KERNEL_GS_BASE: Final = 0xC0000102
@@ -119,8 +119,13 @@ class KvmMachine:
     # For the process
 
     def attach(self, domain: XenSide) -> None:
-        """``domain`` serves the guest's hypercalls from now on. Before ``start``."""
+        """``domain`` serves the guest's hypercalls from now on. Before ``start``; later, what passes calls on to it."""
         self._domain = domain
+
+    def observe(self, observer: Observer | None) -> None:
+        """Tell ``observer`` of all exits but hypercalls; None: nobody."""
+        for processor in self._processors:
+            processor.observer = observer
 
     def start(self, *, paused: bool) -> None:
         """Start the VCPUs' threads."""

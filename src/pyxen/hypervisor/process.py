@@ -31,6 +31,7 @@ from pyxen.hypervisor.orders import Orders
 from pyxen.hypervisor.spec import DomainSpec, load
 from pyxen.hypervisor.terminal import Log, Terminal
 from pyxen.hypervisor.toolstack import Toolstack
+from pyxen.hypervisor.trace import REASONS, Tracing
 from pyxen.xenstore.listener import Listener
 from pyxen.xenstore.local import Local
 from pyxen.xenstore.ring import Ring
@@ -74,7 +75,8 @@ class DomainProcess:
                 self._devices.attach_disk(disk)
         for number, vif in enumerate(spec.config.vif):
             self._devices.attach_vif(number, vif)
-        self._control = Control(directory / "control.sock", self.loop, self._commands())
+        self._tracing = Tracing(self.machine, self.domain, self._ring.connection, self.loop)
+        self._control = Control(directory / "control.sock", self.loop, self._commands(), {"trace": self._tracing.open})
 
     def _build(self) -> tuple[KvmMachine, Domain]:
         spec = self.spec
@@ -128,6 +130,7 @@ class DomainProcess:
 
     def close(self) -> None:
         """End the guest; take its last words."""
+        self._tracing.close()
         self.machine.close()
         self._devices.close()
         self._terminal.close()
@@ -143,6 +146,7 @@ class DomainProcess:
         if self.stop_reason is None:
             self.stop_reason = "destroyed"
             self._events.destroyed()
+            self._tracing.end("destroyed")
         self.loop.stop()
 
     @property
@@ -220,7 +224,7 @@ class DomainProcess:
         if reason == SHUTDOWN_SUSPEND:
             self.loop.call_soon(self._guest_suspended)
             return
-        self._end(str(reason), lambda: self._events.guest_stopped(reason))
+        self._end(str(reason), lambda: self._events.guest_stopped(reason), REASONS.get(reason, "crash"))
 
     def _guest_suspended(self) -> None:
         if self.stop_reason is None:
@@ -229,15 +233,16 @@ class DomainProcess:
 
     def _failed(self, words: str) -> None:
         self._words(words)
-        self._end("failed", self._events.failed)
+        self._end("failed", self._events.failed, "failed")
 
-    def _end(self, reason: str, tell: Callable[[], None]) -> None:
+    def _end(self, reason: str, tell: Callable[[], None], word: str) -> None:
         """In any thread; the first one counts."""
 
         def note() -> None:
             if self.stop_reason is None:
                 self.stop_reason = reason
                 tell()
+                self._tracing.end(word)
 
         self.loop.call_soon(note)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -26,6 +28,13 @@ _INTERRUPTS: Final = 1 << 9  # RFLAGS.IF
 _MASK_32: Final = 0xFFFFFFFF
 _MASK_64: Final = (1 << 64) - 1
 _EPERM: Final = 1
+_OBSERVED: Final = 32
+"""Bytes of an exit that an observer is shown."""
+
+
+Observer = Callable[[int, int, int, int, bytes, bytes], None]
+"""Gets the VCPU, the exit, when it began (``time.perf_counter_ns``), how long it took (ns), the first bytes of
+kvm_run's union before it was served, and after it: for an Exit.IO the data instead."""
 
 
 class Hold(Enum):
@@ -69,6 +78,8 @@ class Processor:
         self.index = index
         self.kvm = kvm
         self.up = index == 0
+        self.observer: Observer | None = None
+        """Told of every exit but the hypercalls of the kernel, while somebody traces the domain."""
         self._memory = memory
         self._exits = exits
         self._changed = threading.Condition()
@@ -182,6 +193,8 @@ class Processor:
     def _hypercall(self) -> None:
         regs, sregs = self.kvm.regs, self.kvm.sregs
         if sregs[_SS_DPL]:
+            if self.observer is not None:
+                self.observer(self.index, Exit.IO, time.perf_counter_ns(), 0, self._facts(), b"")
             regs[Register.RAX] = -_EPERM & _MASK_64
         elif sregs[_CS_LONG]:
             # RDI, RSI, RDX, R10, R8, R9: by number, as this is the path that counts.
@@ -194,6 +207,20 @@ class Processor:
 
     def _other_exit(self, reason: int) -> bool:
         """All exits but hypercalls; False: the thread ends."""
+        observer = self.observer
+        if observer is None:
+            return self._serve(reason)
+        before, began = self._facts(), time.perf_counter_ns()
+        goes_on = self._serve(reason)
+        took = time.perf_counter_ns() - began
+        data = bytes(self.kvm.io()[3][:_OBSERVED]) if reason == Exit.IO else self._facts()
+        observer(self.index, reason, began, took, before, data)
+        return goes_on
+
+    def _facts(self) -> bytes:
+        return bytes(self.kvm.page[RUN_UNION : RUN_UNION + _OBSERVED])
+
+    def _serve(self, reason: int) -> bool:
         match reason:
             case Exit.INTR:
                 self._interrupted()

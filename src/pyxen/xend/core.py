@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pyxen import api
@@ -10,6 +10,7 @@ from pyxen import api
 if TYPE_CHECKING:
     from pyxen.xend.console import Console
     from pyxen.xend.events import Events
+    from pyxen.xend.xenstore import Xenstore
 
 
 class Core(Protocol):
@@ -68,6 +69,13 @@ class Core(Protocol):
 
     def console(self, ref: str) -> Console:
         """Raises Conflict if the domain is not running."""
+        ...
+
+    @property
+    def xenstore(self) -> Xenstore: ...
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """Lines of TraceRecord; refuses when awaited."""
         ...
 
     def host(self) -> api.Host: ...

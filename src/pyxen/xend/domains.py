@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,8 @@ from pyxen.xend.log import Ring
 from pyxen.xend.prepare import complete
 from pyxen.xend.registry import Live, halted_vcpus, now
 from pyxen.xend.store import Origin, Phase, Record
+from pyxen.xend.xenstore import Xenstore
+from pyxen.xend.xenstore_map import Place
 
 DOMAIN_0 = ("Domain-0", "0", "00000000-0000-0000-0000-000000000000")
 
@@ -36,6 +38,7 @@ class Domains:
         self._registry = life.registry
         self._ring = ring
         self.events = life.events
+        self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
 
@@ -67,6 +70,11 @@ class Domains:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 has no console here", hint="Its console is the host's own.")
         return self._running(self._registry.find(ref)).console
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        if ref in DOMAIN_0:
+            raise Conflict("Domain-0 is the host itself and makes no hypercalls", hint="strace and perf look there.")
+        return await self._running(self._registry.find(ref)).process.trace(only)
 
     def host(self) -> api.Host:
         return host.host_facts(
@@ -372,6 +380,21 @@ class Domains:
     def _present(self, record: Record) -> Live | None:
         """The domain's handle; None for a managed one that doesn't run. Raises Conflict if it has gone."""
         return None if record.managed and record.phase is Phase.HALTED else self._running(record)
+
+    def _places(self) -> Sequence[Place]:
+        """Who has a part of xenstore now."""
+        return [
+            Place(
+                record.domid,
+                record.uuid,
+                record.name,
+                self._life.roots.domains / str(record.domid) / "xenstore.sock" if record.engine == "xen" else None,
+                record.config.memory * 1024,
+                record.config.vcpus,
+            )
+            for record in self._registry.records.values()
+            if record.domid is not None and record.uuid in self._registry.live
+        ]
 
     def _changeable(self, ref: str, verb: str) -> Record:
         if ref in DOMAIN_0:

@@ -8,6 +8,7 @@ of a program of domain 0 that has stopped reading, which a guest could otherwise
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +21,10 @@ from pyxen.xenstore.store import Store
 from pyxen.xenstore.transaction import Transaction
 from pyxen.xenstore.watch import Watch
 
+Observer = Callable[[int, int, int, int, bytes, int, bytes], None]
+"""Gets when it began (``time.perf_counter_ns``), how long it took (ns), the request's type, transaction and payload,
+its answer's type (Op.ERROR: refused) and payload. A watch event is a request without an answer."""
+
 _CONGESTED = 4 * (HEADER.size + PAYLOAD_MAX)
 
 
@@ -31,6 +36,8 @@ class Connection:
         self.domid = domid
         self.transactions: dict[int, Transaction] = {}
         self._next_transaction = 0
+        self.observer: Observer | None = None
+        """Told of every request and watch event, while somebody traces the domain."""
         self._wake = wake
         self._input = bytearray()
         self._output = bytearray()
@@ -82,6 +89,8 @@ class Connection:
         if len(payload) > PAYLOAD_MAX:
             return  # as in Xen: no client could take it, and who chose so long a token knows
         event = HEADER.pack(Op.WATCH_EVENT, 0, 0, len(payload)) + payload
+        if self.observer is not None:
+            self.observer(time.perf_counter_ns(), 0, Op.WATCH_EVENT, 0, payload, Op.WATCH_EVENT, b"")
         if event not in self._queued:
             self._events.append(event)
             self._queued.add(event)
@@ -115,11 +124,14 @@ class Connection:
 
     def _answer(self, op: int, request: int, tx: int, payload: bytes) -> None:
         kind = op
+        began = time.perf_counter_ns() if self.observer is not None else 0
         try:
             reply = answer(self, op, tx, payload)
             if len(reply) > PAYLOAD_MAX:
                 raise XsError(Error.E2BIG)
         except XsError as error:
             kind, reply = Op.ERROR, error.error.name.encode() + b"\0"
+        if self.observer is not None:
+            self.observer(began, time.perf_counter_ns() - began, op, tx, payload, kind, reply)
         self._output += HEADER.pack(kind, request, tx, len(reply)) + reply
         self._wake()

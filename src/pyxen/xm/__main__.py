@@ -21,9 +21,14 @@ from pyxen.xm.session import Session
 FAILED, WRONG_CALL, UNKNOWN_DOMAIN, INTERRUPTED = 1, 2, 3, 130
 
 
-def main() -> None:
+def tool() -> None:
+    """The same for a sub-command that is installed under a name of its own: ``xenstore-ls``."""
+    main([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119  pathlib would be an import for one word
+
+
+def main(args: list[str] | None = None) -> None:
     """Run xm with the process's arguments and end the process."""
-    status = run(sys.argv[1:], Session())
+    status = run(sys.argv[1:] if args is None else args, Session())
     try:
         sys.stdout.flush()
     except BrokenPipeError:

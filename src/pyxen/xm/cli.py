@@ -45,8 +45,19 @@ SECTIONS: dict[str, dict[str, str]] = {
         "top": "Watch what the domains use.",
         "info": "Show what this machine is and can do.",
         "events": "Show what happens, as it happens.",
+        "debug-trace": "Show what a domain asks of its hypervisor, as it happens.",
         "log": "Print xend's log.",
         "dmesg": "Print the hypervisor's messages.",
+    },
+    "xenstore (also by these names without xm)": {
+        "xenstore-ls": "Show a part of xenstore's tree.",
+        "xenstore-read": "Print values.",
+        "xenstore-list": "Print the names of a node's children.",
+        "xenstore-exists": "Say by the exit status whether nodes are there.",
+        "xenstore-write": "Set values.",
+        "xenstore-rm": "Remove nodes, each with all below it.",
+        "xenstore-chmod": "Say who may read and write a node.",
+        "xenstore-watch": "Show what changes, as it changes.",
     },
     "Descriptions and images": {
         "config": "Check, show and explain domain configuration files.",
@@ -101,7 +112,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(list(commands.items()), col_max=12)
+                formatter.write_dl(list(commands.items()), col_max=16)
 
 
 def resolve(word: str) -> str:

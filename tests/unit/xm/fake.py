@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyxen import api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
 from pyxen.config.model import DomainConfig
+from pyxen.errors import NotFound
 
 
 def domain(name: str, domid: int | None, **more: Any) -> Domain:
@@ -72,6 +73,8 @@ class FakeClient(Client):
         self.answers: list[Domain | None] = []
         self.steps: list[api.Progress] = []
         self.failure: Exception | None = None
+        self.nodes: dict[str, api.StoreNode] = {}
+        self.traced: list[api.TraceRecord | type[BaseException]] = []
 
     def patient(self, seconds: float) -> Client:
         return self
@@ -182,6 +185,40 @@ class FakeClient(Client):
 
     def events(self, after: int | None = None) -> Iterator[api.Event]:
         yield api.Event(8, 0.0, "domain-stopped", 3, "web", "u", "poweroff", {"restarts": 1})
+
+    def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
+        self.orders.append(("trace", ref, only))
+        self.domain(ref)
+        for record in self.traced:
+            if isinstance(record, api.TraceRecord):
+                yield record
+            else:
+                raise record
+
+    def store_tree(self, path: str = "/") -> list[api.StoreNode]:
+        found = [node for each, node in sorted(self.nodes.items()) if f"{each}/".startswith(f"{path.rstrip('/')}/")]
+        if not found:
+            raise NotFound(f"xenstore has no {path}")
+        return found
+
+    def store_node(self, path: str) -> api.StoreNode:
+        return self.store_tree(path)[0]
+
+    def store_write(self, values: Mapping[str, bytes]) -> None:
+        self.orders.append(("write", dict(values)))
+
+    def store_remove(self, path: str, *, tidy: bool = False) -> None:
+        self.orders.append(("remove", path, tidy))
+
+    def store_permissions(
+        self, path: str, permissions: Sequence[str], *, recurse: bool = False, upwards: bool = False
+    ) -> None:
+        self.orders.append(("permissions", path, permissions, recurse, upwards))
+
+    def store_watch(self, paths: Sequence[str]) -> Iterator[api.StoreEvent]:
+        for path in paths:
+            yield api.StoreEvent(path, path)
+        yield api.StoreEvent(f"{paths[0]}/x", paths[0])
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object"}

@@ -138,6 +138,8 @@ class EventChannels:
         """VCPUs inside SCHEDOP_poll."""
         self.vcpu_left: Callable[[int], None] = lambda vcpu: None
         """Told of a VCPU whose IPI or VIRQ the guest has closed: it does so to those that it has taken offline."""
+        self.observer: Callable[[Channel], None] | None = None
+        """Told of every event for the guest, while somebody traces the domain."""
         self._vcpus = vcpus
         self._info = shared_info
         self._page = page
@@ -191,6 +193,8 @@ class EventChannels:
 
     def raise_event(self, channel: Channel) -> None:
         """Make a port pending, and end a poll that waits for it."""
+        if self.observer is not None:
+            self.observer(channel)
         if self._ports.set_pending(channel):
             for vcpu in self.pollers:
                 if channel.port in vcpu.polling:

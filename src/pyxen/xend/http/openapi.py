@@ -83,7 +83,8 @@ def _operation(operation: Operation, reference: dict[type[msgspec.Struct], Any])
                 "name": parameter.name,
                 "in": parameter.where,
                 "description": parameter.description,
-                "schema": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+                "schema": parameter.schema or {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+                **({"required": True} if parameter.required else {}),
             }
             for parameter in operation.parameters
         ]

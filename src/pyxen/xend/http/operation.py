@@ -28,11 +28,13 @@ _VALIDATION = re.compile(r"(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`", r
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter or header: a whole number from 0."""
+    """A query parameter or header: a whole number from 0, unless ``schema`` says what else."""
 
     name: str
     description: str
     where: str = "query"
+    schema: Mapping[str, Any] | None = None
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class Call:
     def number(self, name: str) -> int | None:
         """A query parameter that is a whole number; None if absent. Raises InvalidRequest."""
         return query_number(self.request, name)
+
+    def texts(self, name: str) -> list[str]:
+        """A query parameter that is text and may be repeated."""
+        return self.request.query_params.getlist(name)
 
 
 Handler = Callable[[Call], Awaitable[Any]]

@@ -20,6 +20,8 @@ from pyxen.hypervisor.kvm.uapi import Capability, Register
 from pyxen.hypervisor.kvm.vcpu import KICK
 from pyxen.hypervisor.memory import GuestMemory
 from pyxen.hypervisor.processor import Hold, Processor
+from pyxen.hypervisor.trace.decode import decode
+from pyxen.hypervisor.trace.observed import Kind
 from tests.unit.hypervisor.kvm.micro import CODE, needs_kvm
 
 pytestmark = needs_kvm
@@ -97,6 +99,25 @@ def test_a_hypercall_reaches_xen_with_its_arguments_and_its_result_the_guest() -
         assert xen.next() == ("hypercall", 0, 0x11, (0x5000, 2, 3, 4, 5, 6), 32)
         xen.next()
         assert memory.u32(0x2000) == -38 & 0xFFFFFFFF
+
+
+def test_who_observes_is_shown_all_other_exits() -> None:
+    xen = Xen()
+    seen: queue.Queue[tuple[int, int, int, int, bytes, bytes]] = queue.Queue()
+    #   mov al, 0x8f; out 0x70, al; in al, 0x71; mov ecx, 0x123; rdmsr; mov [0xd0000000], eax; out; jmp $
+    code = f"b08f e670 e471 b923010000 0f32 a3000000d0 {_OUT} ebfe"
+    with processor(code, xen) as (cpu, _, _):
+        cpu.observer = lambda *facts: seen.put(facts)
+        cpu.start()
+        found = [
+            decode((Kind.EXIT, facts[2], facts[3], facts[0], facts[1], *facts[4:]), facts[2])
+            for facts in (seen.get(timeout=_SOON_S) for _ in range(3))
+        ]
+    assert [(each.name, each.args, each.out, each.error) for each in found] == [
+        ("out", {"port": "0x70 rtc", "size": 1, "value": "0x8f"}, {}, None),
+        ("in", {"port": "0x71 rtc", "size": 1}, {"value": "0xff"}, None),
+        ("rdmsr", {"msr": "0x123"}, {}, "#GP"),
+    ]
 
 
 def test_a_held_processor_stands_still_until_it_is_released() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
 from pyxen.xend.events import Events
+from pyxen.xend.xenstore import Xenstore
+from pyxen.xend.xenstore_map import Place
 
 
 class FakeCore:
@@ -30,6 +32,8 @@ class FakeCore:
     def __init__(self, folder: Path) -> None:
         self.events = Events(limit=100)
         self.domains: dict[str, api.Domain] = {}
+        self.places: builtins.list[Place] = []
+        self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
@@ -150,6 +154,14 @@ class FakeCore:
         if console is None:
             raise Conflict(f"Domain '{domain.name}' is not running")
         return console
+
+    async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        return self._trace(self.get(ref), only)
+
+    async def _trace(self, domain: api.Domain, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        records = [api.TraceRecord(kind, domain.name) for kind in api.TRACE_KINDS if not only or kind in only]
+        for record in (*records, api.TraceRecord("end", "poweroff")):
+            yield msgspec.json.encode(record) + b"\n"
 
     def host(self) -> api.Host:
         verdict = Verdict(False, "there is no /dev/kvm")
