@@ -41,10 +41,11 @@ guest: $(STAMP)
 test: lint type
 	$(VENV)/bin/pytest tests/unit -n 2
 	$(VENV)/bin/pytest tests/guest
+	$(VENV)/bin/pytest tests/testhost -n 2
 
-# The hypervisor with a KVM that works. Not part of `test` yet: docs/roadmap.md says why.
+# The hypervisor with a KVM that works.
 testhost: $(STAMP)
-	$(VENV)/bin/pytest tests/testhost
+	$(VENV)/bin/pytest tests/testhost -n 2
 
 # A shell in the machine that the hypervisor is tested on: QEMU with a KVM of its own inside.
 testhost-shell: $(STAMP)

@@ -6,6 +6,8 @@ in there; it is marked as never to be checked, so the files' times don't matter.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -15,15 +17,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from packaging.requirements import Requirement
 
 from pyxen.image import debs, ramdisk
 from pyxen.image.cpio import Archive
 from pyxen.image.debs import KernelFiles
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("PYXEN_TEST_CACHE", ROOT / "build")) / "testhost"
@@ -36,6 +42,20 @@ _SITE = "site"
 _VERSION = 7
 
 
+def _alone(make: Callable[P, T]) -> Callable[P, T]:
+    """One process at a time, of those that share a cache: what is made is there for the others."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with (BUILD / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return make(*args, **kwargs)
+
+    return made
+
+
+@_alone
 def kernel() -> KernelFiles:
     """The host's kernel and modules, fetched once."""
     folder = BUILD / "kernel"
@@ -51,6 +71,7 @@ def kernel() -> KernelFiles:
     return files
 
 
+@_alone
 def kernel_32() -> tuple[KernelFiles, bytes]:
     """Debian's 32-bit PAE kernel and a busybox for it, fetched once."""
     folder = BUILD / "i386"
@@ -69,6 +90,7 @@ def _release(folder: Path) -> str:
     return next((folder / "kernel" / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
 
 
+@_alone
 def base(kernel: KernelFiles) -> Path:
     """The archive with Python, packages, busybox and modules."""
     key = digest([_VERSION, sys.version, str(kernel.vmlinuz), _INIT.read_text(), sorted(_versions().items())])

@@ -46,6 +46,7 @@ def run(
 ) -> Done:
     """Boot the test host, run ``command`` in it, end it.
 
+    One CPU unless told otherwise: with two, each of them a thread of QEMU's, the whole machine has been seen to hang.
     ``files`` are put at their paths (the keys) in it; ``live``: show the command's output here as it comes. ``layers``
     are archives to unpack over the host's own. ``counted``: its clocks count executed instructions, a nanosecond each,
     and skip the time in which all CPUs sleep; so what it measures doesn't depend on how busy this machine is.

@@ -25,7 +25,6 @@ def test_lives_are_the_same_on_the_xen_engine() -> None:
         ["python", "-m", "pytest", *words],
         files=image_files(),
         environ={"PYXEN_TEST_CACHE": str(CACHE), "PYXEN_TEST_HOST": "1"},
-        cpus=2,
         live=True,
     )
     assert done.status == 0, f"{done.output}\n{done.console}"

@@ -96,8 +96,8 @@ def test_32_vcpus(files: dict[str, Path]) -> None:
     assert not found["stderr"]
 
 
-def _guest(command: list[str], files: dict[str, Path], cpus: int = 2) -> dict[str, Any]:
-    done = run(command, files=files, cpus=cpus)
+def _guest(command: list[str], files: dict[str, Path]) -> dict[str, Any]:
+    done = run(command, files=files)
     assert done.status == 0, f"{done.output}\n{done.console}"
     found: dict[str, Any] = json.loads(done.output[done.output.index("{") :])
     return found

@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 def play(files: dict[str, Path], script: str) -> str:
     """What the script has printed, run in the test host."""
-    done = run(["sh", "-c", _PRELUDE + script], files=files, cpus=2)
+    done = run(["sh", "-c", _PRELUDE + script], files=files)
     output = done.output.replace("\r", "")
     assert done.status == 0, f"{output}\n{done.console}"
     return output

@@ -46,14 +46,23 @@ def open_usernet(directory: Path, forwards: Sequence[Forward], uid: int | None) 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with theirs:
-            if shutil.which("passt") and _has_route():
-                _run("passt", _passt(theirs.fileno(), forwards), theirs.fileno(), uid)
-            else:
-                _run("QEMU's slirp", _slirp(theirs.fileno(), forwards, directory), theirs.fileno(), uid)
+            _start(theirs.fileno(), forwards, directory, uid)
     except BaseException:
         ours.close()
         raise
     return ours.detach()
+
+
+def _start(fd: int, forwards: Sequence[Forward], directory: Path, uid: int | None) -> None:
+    if shutil.which("passt") and _has_route():
+        try:
+            _run("passt", _passt(fd, forwards), fd, uid)
+            return
+        except EngineError:
+            # It may not like the route's interface, or the host's name spaces; slirp asks for nothing.
+            if shutil.which("qemu-system-x86_64") is None:
+                raise
+    _run("QEMU's slirp", _slirp(fd, forwards, directory), fd, uid)
 
 
 def _has_route() -> bool:

@@ -36,7 +36,7 @@ from pyxen.errors import (
 )
 from pyxen.hypervisor.jail import Report
 
-_READY_S = 30.0
+_READY_S = 120.0
 _ANSWER_S = 30.0
 _SUSPEND_S = 60.0
 _REFUSALS: dict[str, type[PyxenError]] = {

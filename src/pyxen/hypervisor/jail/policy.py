@@ -72,7 +72,7 @@ _FREE: Final = """
     fsync fdatasync ftruncate
     epoll_wait epoll_pwait epoll_ctl poll ppoll timerfd_settime
     accept accept4 recvfrom recvmsg sendto sendmsg shutdown getsockname getpeername getsockopt
-    munmap mremap brk
+    eventfd2 munmap mremap brk
     futex set_robust_list get_robust_list rseq set_tid_address sched_yield getcpu exit exit_group
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
     getpid gettid getppid getuid geteuid getgid getegid uname sysinfo getrusage times

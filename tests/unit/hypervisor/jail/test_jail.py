@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from pyxen.abi import blkif, netif
 from pyxen.backend.disk import RawDisk
 from pyxen.backend.link import PLAIN, StreamLink, TapLink
 from pyxen.backend.nbd import NbdDisk
@@ -32,6 +33,8 @@ from pyxen.hypervisor.jail import Jail, Mode, landlock, limits, mode, namespaces
 from pyxen.hypervisor.jail.syscalls import NUMBERS
 from pyxen.hypervisor.kvm.uapi import Exit
 from pyxen.hypervisor.loop import Loop, Timer
+from tests.unit.backend.test_block import Blkfront
+from tests.unit.backend.test_net import Netfront
 from tests.unit.hypervisor.jail import cell
 from tests.unit.hypervisor.jail.cell import IS_ROOT, PRISONER, Outcome
 from tests.unit.hypervisor.kvm.micro import micro_guest, needs_kvm
@@ -236,6 +239,31 @@ def test_disks_behind_a_server_and_streams_work(place: Path, ordinary: bool) -> 
         return [found.decode(), buffer[: received[0] if received else 0].decode()]
 
     assert jailed(use, place, ordinary=ordinary, made=make).said == ["abcdefgh", "a frame"]
+
+
+def test_devices_connect_and_work(place: Path, ordinary: bool) -> None:
+    """Front ends come when they like, so their queues are made inside."""
+    image = place / "image"
+    image.write_bytes(b"abcd" * 1024 + bytes(1 << 20))
+    image.chmod(0o666)
+
+    def make() -> tuple[RawDisk, StreamLink, socket.socket]:
+        ours, theirs = socket.socketpair()
+        return RawDisk(image, read_only=False), StreamLink(ours), theirs
+
+    def use(things: tuple[RawDisk, StreamLink, socket.socket]) -> list[Any]:
+        disk, link, other = things
+        vif, vbd = Netfront(link, split=True), Blkfront(disk)
+        ref, _ = vif.guest.page()
+        sent = vif.send(netif.TX_REQUEST.pack(ref, 0, 0, 1, 60))
+        ref, page = vbd.guest.page()
+        read = vbd.ask(vbd.request(blkif.Operation.READ, 0, [(ref, 0, 7)]))
+        vif.close()
+        vbd.close()
+        return [sent, len(other.recv(1000)), int(read), bytes(page[:4]).decode()]
+
+    outcome = jailed(use, place, ordinary=ordinary, made=make)
+    assert outcome.said == [[[1, 0]], 64, 0, "abcd"]
 
 
 def test_sockets_that_listen_take_callers_and_their_descriptors(place: Path, ordinary: bool) -> None:
