@@ -38,7 +38,7 @@ class HostileCaller:
         process.domain = ScriptedGuest().domain
         process.local = Local(Store())
         process.toolstack = Toolstack(process.local, spec, store_port=1, console_port=2)
-        for name in ("machine", "loop", "_events"):
+        for name in ("machine", "loop", "_events", "_tracing"):
             nothing: Any = _Nothing()
             setattr(process, name, nothing)
         process._orders = Orders(spec, process.domain, process.machine, process.toolstack, process)

@@ -20,7 +20,7 @@ sleep 1
 xm unpause inner
 tries=0
 until grep -q '~# ' /run/xend/domains/1/console.log; do
-  tries=$((tries + 1)); [ $tries -lt 400 ]; sleep 0.5
+  tries=$((tries + 1)); [ $tries -lt 1000 ]; sleep 0.5
 done
 echo "== tree"
 xm xenstore-ls -p /local/domain
@@ -29,7 +29,7 @@ xm xenstore-watch -n 2 /local/domain/1/data > /watch &
 watcher=$!
 tries=0
 while kill -0 $watcher 2>/dev/null; do
-  tries=$((tries + 1)); [ $tries -lt 60 ]
+  tries=$((tries + 1)); [ $tries -lt 1000 ]
   xm xenstore-write /local/domain/1/data/note 'two\x01words'
   sleep 0.2
 done

@@ -54,7 +54,7 @@ class Tracing:
         only = arguments.get("only") or []
         if not isinstance(only, list) or any(kind not in TRACE_KINDS for kind in only):
             raise InvalidRequest(
-                f"there is no such kind of record: {only}", hint=f"There are {', '.join(TRACE_KINDS)}."
+                f"there is no such kind of record: {str(only)[:80]}", hint=f"There are {', '.join(TRACE_KINDS)}."
             )
         if len(self._streams) >= _MOST_CONNECTIONS:
             raise ResourceExhausted(f"the domain is traced by {_MOST_CONNECTIONS} others already")

@@ -41,7 +41,8 @@ def command(
 
     Each hypercall with its arguments by name, what Xen wrote in answer (after ->) and what the guest got (after =);
     each other exit to the hypervisor; events raised for the guest, its timers, and its requests to xenstore. Time
-    counts from the start of the trace; Cost is how long the guest was kept waiting for it. Until Ctrl-C or the
+    counts from the start of the trace; Cost is how long the guest was kept waiting for it. A line comes when that is
+    over, so what happened meanwhile comes before it. Until Ctrl-C or the
     domain's end; after Ctrl-C a summary follows. The domain runs on, a little slower. If it does more than can be
     shown, the oldest is left out, and how many.
 

@@ -159,6 +159,14 @@ def test_an_unknown_kind_is_refused_and_other_commands_go_on(host: Host) -> None
     lines.close()
 
 
+@pytest.mark.parametrize("only", [7, "port", [[]], [{}], {"a": 1}, [None], ["x" * 100_000]])
+def test_nonsense_is_refused_in_few_words(host: Host, only: object) -> None:
+    lines = Lines(host.path)
+    lines.say("trace", only=only)
+    assert len(lines.next()["error"]["desc"]) < 200
+    lines.close()
+
+
 def test_who_does_not_read_holds_nobody_up_and_is_told_what_it_lost(host: Host) -> None:
     slow, quick = host.connect(), host.connect(only=["timer"])
     total = 6 * SIZE
