@@ -1,21 +1,17 @@
 """Locked operations on memory that the guest's CPUs change at the same time.
 
 Python has none, and a lost bit in an event word is a guest that sleeps for ever. So each operation here is the one
-x86 instruction it needs, put into a page of its own that is never writable and executable at once, and called through
-ctypes with the GIL held. :class:`SharedPage` is a page of guest memory with the operations on it.
+x86 instruction it needs, as a function (machine_code). :class:`SharedPage` is a page of guest memory with the
+operations on it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
-import platform
 from typing import Any, Final
 
-from pyxen.errors import Unsupported
-
-_SLOT: Final = 16
+from pyxen.hypervisor import machine_code
 
 # System V calling convention: rdi is an address, rsi and rdx are numbers, eax is the answer.
 _CODE: Final = {
@@ -39,22 +35,9 @@ _CODE: Final = {
 
 @functools.cache
 def _operations() -> dict[str, Any]:
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise Unsupported(f"the Xen engine needs an x86-64 processor, not {platform.machine()}")
-    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for slot, code in enumerate(_CODE.values()):
-        page[slot * _SLOT : slot * _SLOT + len(bytes.fromhex(code))] = bytes.fromhex(code)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    if libc.mprotect(address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
-        raise Unsupported("this system lets no process make code at run time (mprotect refused PROT_EXEC)")
     kinds = {name: ctypes.PYFUNCTYPE(ctypes.c_uint, ctypes.c_size_t, ctypes.c_size_t) for name in _CODE}
     kinds["compare_exchange32"] = ctypes.PYFUNCTYPE(ctypes.c_uint, ctypes.c_size_t, ctypes.c_uint, ctypes.c_uint)
-    functions: dict[str, Any] = {name: kinds[name](address + slot * _SLOT) for slot, name in enumerate(_CODE)}
-    # The page must live as long as the functions into it.
-    functions["page"] = page
-    return functions
+    return {name: kinds[name](address) for name, address in machine_code.load(_CODE).items()}
 
 
 class SharedPage:
