@@ -149,24 +149,29 @@ def _turns() -> int:
 
 
 def _serve(server: socket.socket) -> None:
-    """What the guest asks with its first byte: take all it sends, send it so many bytes, or give back each byte."""
+    """Serve one guest after the other; one that was ended leaves its connection broken."""
     chunk = bytearray(1 << 18)
     while True:
         connection, _ = server.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection:
-            match connection.recv(1):
-                case b"s":
-                    while connection.recv_into(chunk):
-                        pass
-                    connection.sendall(b"k")
-                case b"r":
-                    left = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
-                    while left > 0:
-                        left -= connection.send(memoryview(chunk)[: min(left, len(chunk))])
-                case b"e":
-                    while byte := connection.recv(1):
-                        connection.sendall(byte)
+        with connection, contextlib.suppress(ConnectionError):
+            _answer(connection, chunk)
+
+
+def _answer(connection: socket.socket, chunk: bytearray) -> None:
+    """What the guest asks with its first byte: take all it sends, send it so many bytes, or give back each byte."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    match connection.recv(1):
+        case b"s":
+            while connection.recv_into(chunk):
+                pass
+            connection.sendall(b"k")
+        case b"r":
+            left = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
+            while left > 0:
+                left -= connection.send(memoryview(chunk)[: min(left, len(chunk))])
+        case b"e":
+            while byte := connection.recv(1):
+                connection.sendall(byte)
 
 
 @contextlib.contextmanager
