@@ -6,6 +6,6 @@ and the kernel modules for KVM, in a RAM disk. It takes some 5 to 6 seconds to c
 slower than this host.
 """
 
-from tests.testhost.machine import Done, boot_shell, run
+from tests.testhost.machine import Done, boot_shell, play, run
 
-__all__ = ["Done", "boot_shell", "run"]
+__all__ = ["Done", "boot_shell", "play", "run"]

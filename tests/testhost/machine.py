@@ -72,6 +72,14 @@ def run(
         return Done(int(said) if said else None, _text(output), _text(place / "console") + evidence)
 
 
+def play(script: str, files: Mapping[str, Path], *, memory_mib: int = 2048) -> str:
+    """What a shell script has printed in the test host; fails, with that, if it ended with an error."""
+    done = run(["sh", "-c", script], files=files, memory_mib=memory_mib)
+    output = done.output.replace("\r", "")
+    assert done.status == 0, f"{output}\n{done.console}"
+    return output
+
+
 def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float, monitor: Path) -> str:
     """Wait for QEMU's end, or end it after ``timeout_s`` seconds; meanwhile show what is added to a file.
 

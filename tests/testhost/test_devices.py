@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import play
 
 _MIB = 1 << 20
 
@@ -124,27 +122,16 @@ xm log
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    ramdisk.busybox()
-    kernel = image.kernel()
-    place = tmp_path_factory.mktemp("inner")
-    (place / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
+def files(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """With random data beside the kernel and the ramdisk."""
+    place = tmp_path_factory.mktemp("data")
     (place / "random").write_bytes(random.Random(7).randbytes(64 * _MIB))
     (place / "half").write_bytes(random.Random(8).randbytes(36 * _MIB))
-    names = {f"/{name}": place / name for name in ("ramdisk", "random", "half")}
-    return {"/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux, **names}
-
-
-def play(files: dict[str, Path], script: str) -> str:
-    """What the script has printed, run in the test host."""
-    done = run(["sh", "-c", _PRELUDE + script], files=files, memory_mib=2560)
-    output = done.output.replace("\r", "")
-    assert done.status == 0, f"{output}\n{done.console}"
-    return output
+    return {**files, **{f"/{name}": place / name for name in ("random", "half")}}
 
 
 def test_disks_keep_what_was_written_under_load_over_a_suspension_and_a_reboot(files: dict[str, Path]) -> None:
-    output = play(files, _DISKS)
+    output = play(_PRELUDE + _DISKS, files, memory_mib=2560)
     digest = hashlib.sha256(files["/random"].read_bytes()).hexdigest()
     for word in ("copied-0", "load-6", "discarded-0", "complaints-0"):
         assert f"guest: {word}\n" in output, output
@@ -155,7 +142,7 @@ def test_disks_keep_what_was_written_under_load_over_a_suspension_and_a_reboot(f
 
 
 def test_networks_carry_a_hundred_megabytes_each_way(files: dict[str, Path]) -> None:
-    output = play(files, _NETWORK)
+    output = play(_PRELUDE + _NETWORK, files, memory_mib=2560)
     lines = output.splitlines()
     sent = hashlib.sha256(files["/random"].read_bytes() + files["/half"].read_bytes()).hexdigest()
     assert f"got-{sent}  -" in lines, output

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyxen.image import ramdisk, tiny
+from pyxen.image import tiny
 from pyxen.image.kernel import unpack
 from tests.testhost import guests, image, run
 
@@ -20,18 +20,12 @@ _PROMPT = "~# "
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The kernels and the ramdisk, by their places in the test host."""
-    ramdisk.busybox()
-    kernel = image.kernel()
+def files(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """With kernels of a few instructions beside Debian's."""
     place = tmp_path_factory.mktemp("guests")
-    (place / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
     for name, elf in (("counter", guests.counter()), ("crasher", guests.crasher()), ("hostile", guests.hostile())):
         (place / name).write_bytes(elf)
-    return {
-        "/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux,
-        **{f"/{path.name}": path for path in place.iterdir()},
-    }
+    return {**files, **{f"/{path.name}": path for path in place.iterdir()}}
 
 
 def check_messages(text: str) -> None:

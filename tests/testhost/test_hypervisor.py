@@ -6,23 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import run
 
 _PROMPT = "~# "
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The kernel and the ramdisk of the image tiny, for the domain inside."""
-    ramdisk.busybox()
-    kernel = image.kernel()
-    place = tmp_path_factory.mktemp("inner") / "ramdisk"
-    place.write_bytes(tiny.make_ramdisk(kernel.modules))
-    return {"/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux, "/ramdisk": place}
 
 
 def boot(files: dict[str, Path], **order: Any) -> dict[str, Any]:

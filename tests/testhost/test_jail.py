@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import play, run
 
 _START = r"""
 set -e
@@ -64,25 +62,8 @@ xm destroy inner
 """
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The kernel and the ramdisk of the image tiny."""
-    ramdisk.busybox()
-    kernel = image.kernel()
-    place = tmp_path_factory.mktemp("inner") / "ramdisk"
-    place.write_bytes(tiny.make_ramdisk(kernel.modules))
-    return {"/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux, "/ramdisk": place}
-
-
-def in_test_host(script: str, files: dict[str, Path]) -> str:
-    done = run(["sh", "-c", _START + script], files=files)
-    output = done.output.replace("\r", "")
-    assert done.status == 0, f"{output}\n{done.console}"
-    return output
-
-
 def test_a_domain_lives_in_its_jail(files: dict[str, Path]) -> None:
-    before, *parts = in_test_host(_LOOK, files).split("== ")
+    before, *parts = play(_START + _LOOK, files).split("== ")
     part = {title: text for title, _, text in (each.partition("\n") for each in parts)}
     assert before.splitlines()[1:] == ["Started domain inner (id=1)"]  # and no warning
     status = dict(line.split(":\t", 1) for line in part["status"].splitlines())
@@ -106,7 +87,7 @@ def test_a_domain_lives_in_its_jail(files: dict[str, Path]) -> None:
 
 
 def test_it_reboots_and_crashes_there(files: dict[str, Path]) -> None:
-    output = in_test_host(_REBOOT, files)
+    output = play(_START + _REBOOT, files)
     assert "\nkept\n" in output
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import play
 
 _PRELUDE = r"""
 set -e
@@ -36,22 +31,6 @@ guest() { # type a line, wait for a word that it prints at the beginning of a li
 has() { xm list inner | tail -n 1 | awk '{ print $'$1' }' | grep -qx -- "$2"; }
 python -m pyxen.xend start
 """
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
-    ramdisk.busybox()
-    kernel = image.kernel()
-    (tmp_path / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
-    yield {"/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux, "/ramdisk": tmp_path / "ramdisk"}
-
-
-def play(files: dict[str, Path], script: str) -> str:
-    """What the script has printed, run in the test host."""
-    done = run(["sh", "-c", _PRELUDE + script], files=files)
-    output = done.output.replace("\r", "")
-    assert done.status == 0, f"{output}\n{done.console}"
-    return output
 
 
 _VCPUS = r"""
@@ -81,7 +60,7 @@ xm destroy inner
 
 
 def test_vcpus_come_and_go_while_the_guest_works(files: dict[str, Path]) -> None:
-    output = play(files, _VCPUS)
+    output = play(_PRELUDE + _VCPUS, files)
     assert [line.split()[2:5] for line in output.splitlines() if line.startswith("inner ")][-1] == ["3", "-", "--p"]
     assert "at most 4 VCPUs while it runs, not 5" in output
     assert "refused" in output
@@ -111,7 +90,7 @@ xm destroy inner
 
 
 def test_memory_shrinks_and_grows(files: dict[str, Path]) -> None:
-    output = play(files, _MEMORY)
+    output = play(_PRELUDE + _MEMORY, files)
     total, again = (int(line.split("-")[1]) for line in output.splitlines() if line.startswith(("total-", "again-")))
     assert again - total == 128 << 10, output
     assert "refused-max" in output
@@ -140,7 +119,7 @@ xm list
 
 
 def test_cores_and_triggers(files: dict[str, Path]) -> None:
-    output = play(files, _CORE)
+    output = play(_PRELUDE + _CORE, files)
     cores = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert len(cores) == 2, output
     for core in cores:
@@ -171,7 +150,7 @@ try has 2 3
 
 
 def test_a_crash_by_sysrq_dumps_and_restarts(files: dict[str, Path]) -> None:
-    output = play(files, _CRASH)
+    output = play(_PRELUDE + _CRASH, files)
     (core,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert core["word"], "the kernel's log is in its core"
     assert core["notes"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import play
 
 _SCRIPT = r"""
 set -e
@@ -49,17 +47,8 @@ cat /boot.trace
 """
 
 
-def test_a_domain_is_seen_into_and_lives_on(tmp_path: Path) -> None:
-    ramdisk.busybox()
-    kernel = image.kernel()
-    (tmp_path / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
-    files = {
-        "/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux,
-        "/ramdisk": tmp_path / "ramdisk",
-    }
-    done = run(["sh", "-c", _SCRIPT], files=files)
-    output = done.output.replace("\r", "")
-    assert done.status == 0, f"{output[-4000:]}\n{done.console}"
+def test_a_domain_is_seen_into_and_lives_on(files: dict[str, Path]) -> None:
+    output = play(_SCRIPT, files)
     parts = dict(part.split("\n", 1) for part in output.split("== ")[1:])
     assert '\n name = "inner"' in parts["tree"]
     assert '\n  shutdown = ""' in parts["tree"]

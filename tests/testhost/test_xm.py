@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyxen.image import ramdisk, tiny
-from pyxen.image.kernel import unpack
-from tests.testhost import image, run
+from tests.testhost import play
 
 _SCRIPT = r"""
 set -e
@@ -34,17 +32,8 @@ xm log
 """
 
 
-def test_a_domain_lives_and_is_adopted_as_under_qemu(tmp_path: Path) -> None:
-    ramdisk.busybox()
-    kernel = image.kernel()
-    (tmp_path / "ramdisk").write_bytes(tiny.make_ramdisk(kernel.modules))
-    files = {
-        "/vmlinux": unpack(kernel.vmlinuz, image.BUILD / "kernels").vmlinux,
-        "/ramdisk": tmp_path / "ramdisk",
-    }
-    done = run(["sh", "-c", _SCRIPT], files=files)
-    output = done.output.replace("\r", "")
-    assert done.status == 0, f"{output}\n{done.console}"
+def test_a_domain_lives_and_is_adopted_as_under_qemu(files: dict[str, Path]) -> None:
+    output = play(_SCRIPT, files)
     assert "Started domain inner (id=1)" in output
     assert "\nxen\ncpus=2\ndone-0\n" in output
     assert "--p---" in output

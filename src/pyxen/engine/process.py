@@ -1,6 +1,6 @@
 """A process that outlives whoever started it: spawn it, watch it by a pidfd, end it, find it again.
 
-``os.posix_spawn`` is used rather than ``subprocess``: the parent need not hold an object for a child that it may not
+For that, ``os.posix_spawn`` is used rather than ``subprocess``: the parent need not hold an object for a child that it may not
 outlive, the C library starts it without copying the parent's memory map, and the descriptors that the child inherits
 are named one by one.
 """
@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -44,6 +45,29 @@ def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) ->
         setsigmask=[],
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
     )
+
+
+def start_daemon(argv: Sequence[str], *, pass_fds: Iterable[int], timeout_s: float = 30.0) -> str:
+    """Run a program that goes into the background by itself once it is ready; blocking.
+
+    Returns why it did not, in its own words; empty if it runs.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=list(pass_fds),
+            timeout=timeout_s,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    words = done.stderr.decode(errors="replace").strip()
+    return (words or f"status {done.returncode}") if done.returncode else ""
 
 
 def _inheritable() -> list[int]:

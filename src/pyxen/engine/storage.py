@@ -9,15 +9,13 @@ vdev's name. The server runs on when xend goes, and ends with the domain.
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyxen.config.model import Disk, DiskFormat
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.layers import Drive, block_nodes, is_writable, node_name, node_words, open_drives
-from pyxen.engine.process import marker
+from pyxen.engine.process import marker, start_daemon
 from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.user import as_user
@@ -43,7 +41,9 @@ async def serve(disks: Iterable[Disk], directory: Path, uid: int | None) -> None
         control = descriptors.take(qmp.listen(directory, _CONTROL_SOCKET))
         exports = descriptors.take(qmp.listen(directory, DISKS_SOCKET))
         command = [*as_user(uid), *_words(directory, drives, control), *descriptors.arguments]
-        await asyncio.to_thread(_start, command, descriptors.fds)
+        said = await asyncio.to_thread(start_daemon, command, pass_fds=descriptors.fds)
+        if said:
+            raise EngineError(f"QEMU can't read the domain's disks: {said.rpartition('qemu-system-x86_64: ')[2]}")
         async with qmp.session(directory, _CONTROL_SOCKET, timeout_s=_START_S) as client:
             await client.execute("getfd", {"fdname": "disks"}, fd=exports)
             address = {"type": "fd", "data": {"str": "disks"}}
@@ -62,24 +62,3 @@ def _words(directory: Path, drives: Iterable[Drive], control: int) -> list[str]:
         *("-chardev", f"socket,id=control,fd={control},server=on,wait=off", "-mon", "chardev=control,mode=control"),
         *(word for drive in drives for node in block_nodes(drive) for word in ("-blockdev", node_words(node))),
     ]
-
-
-def _start(command: list[str], fds: Sequence[int]) -> None:
-    """Run it until it has gone into the background."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=fds,
-            timeout=_START_S,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"cannot start QEMU to read the domain's disks: {error}") from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        raise EngineError(f"QEMU can't read the domain's disks: {said.rpartition('qemu-system-x86_64: ')[2]}")

@@ -10,22 +10,19 @@ Both go into the background by themselves once they are ready, and say on their 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyxen.config.model import Forward
 from pyxen.engine.forwards import slirp_words
-from pyxen.engine.process import marker
+from pyxen.engine.process import marker, start_daemon
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
 _GUEST, _GATEWAY, _BITS, _RESOLVER = "10.0.2.15", "10.0.2.2", 24, "10.0.2.3"
 _ROUTES = Path("/proc/net/route")
-_START_S = 20.0
 
 
 def check_usernet() -> None:
@@ -98,20 +95,7 @@ def _slirp(fd: int, forwards: Sequence[Forward], directory: Path) -> list[str]:
 
 def _run(name: str, words: list[str], fd: int, uid: int | None) -> None:
     """Run what goes into the background; raises EngineError if it ends with an error instead."""
-    try:
-        done = subprocess.run(
-            [*as_user(uid), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[fd],
-            timeout=_START_S,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"cannot start a user-mode network by {name}: {error}") from error
-    if done.returncode:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if "syslog" not in line]
-        raise EngineError(f"{name} can't make a user-mode network: {'; '.join(said) or f'status {done.returncode}'}")
+    if said := start_daemon([*as_user(uid), *words], pass_fds=[fd]):
+        # passt complains of each line that no system log took.
+        said = "; ".join(line for line in said.splitlines() if "syslog" not in line)
+        raise EngineError(f"{name} can't make a user-mode network: {said}")
