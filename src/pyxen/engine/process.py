@@ -1,8 +1,8 @@
 """A process that outlives whoever started it: spawn it, watch it by a pidfd, end it, find it again.
 
-For that, ``os.posix_spawn`` is used rather than ``subprocess``: the parent need not hold an object for a child that it may not
-outlive, the C library starts it without copying the parent's memory map, and the descriptors that the child inherits
-are named one by one.
+``os.posix_spawn`` starts a monitor, rather than ``subprocess``: the parent need not hold an object for a child that it
+may not outlive, the C library starts it without copying the parent's memory map, and the descriptors that the child
+inherits are named one by one.
 """
 
 from __future__ import annotations
