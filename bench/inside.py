@@ -203,7 +203,7 @@ def _measure(engine: str, kind: str, work: str, *, turn: int, disk: Path | None 
 
     def told() -> bool:
         if monitor.poll() is not None:
-            raise RuntimeError(f"{engine} ended: {(folder / 'stderr').read_text()}")
+            raise RuntimeError(f"{engine} ended with status {monitor.returncode}: {(folder / 'stderr').read_text()}")
         text = log.read_text(errors="replace") if log.exists() else ""
         if "ended with status" in text and "BENCH {" not in text:
             raise RuntimeError(f"the guest under {engine} failed: {text}")
