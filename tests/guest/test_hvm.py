@@ -70,6 +70,7 @@ def boot_and_read(host: Host, *words: str) -> str:
     """Everything that a domain prints until it powers off."""
     host.xm("create", "-p", "type=hvm", "name=box", "memory=64", *words)
     console = host.console("box")
+    console.expect("Connected to box")  # it may be gone in no time
     host.xm("unpause", "box")
     console.expect(r"Domain box has ended \(poweroff\)")
     wait_for(lambda: host.domains() == {}, "the domain is gone")
