@@ -38,10 +38,11 @@ unit: $(STAMP)
 guest: $(STAMP)
 	$(VENV)/bin/pytest tests/guest
 
+# A test host as a whole may hang (docs/roadmap.md), so what failed in one is tried once more.
 test: lint type
 	$(VENV)/bin/pytest tests/unit -n 2
 	$(VENV)/bin/pytest tests/guest
-	$(VENV)/bin/pytest tests/testhost -n 2
+	$(VENV)/bin/pytest tests/testhost -n 2 || $(VENV)/bin/pytest tests/testhost -n 2 --last-failed --last-failed-no-failures none
 
 # The hypervisor with a KVM that works.
 testhost: $(STAMP)
