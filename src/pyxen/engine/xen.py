@@ -21,6 +21,7 @@ from pyxen.engine.domain import ProcessDomain, reap, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import kvm_verdict
 from pyxen.engine.process import end_all, marker, spawn
+from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
 from pyxen.engine.trace import follow
@@ -189,12 +190,7 @@ class XenEngine:
             raise Unsupported(f"the Xen engine runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
         if any(disk.format is DiskFormat.QCOW2 or Path(disk.target).suffix in _QCOW2 for disk in config.disk):
             find_binary()
-        warnings = [
-            f"disk {disk.vdev}: a pvh domain has no empty CD-ROM drive, it is left out"
-            for disk in config.disk
-            if not disk.target
-        ]
-        return [*warnings, *check_networks(config)]
+        return [*check_disks(config), *check_networks(config)]
 
     async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
         spec = msgspec.structs.replace(spec, cmdline=_with_vcpus(_with_console(spec.cmdline), spec))
