@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,6 @@ import msgspec
 from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
-from pyxen.engine.contract import RunningDomain
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import host
 from pyxen.xend.belongings import respelled, taken_along, variables
@@ -22,12 +21,11 @@ from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
 from pyxen.xend.prepare import complete
+from pyxen.xend.records import DOMAIN_0, Records
 from pyxen.xend.registry import Live, halted_vcpus, now
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
-
-DOMAIN_0 = ("Domain-0", "0", "00000000-0000-0000-0000-000000000000")
 
 
 class Domains:
@@ -36,6 +34,7 @@ class Domains:
     def __init__(self, life: Life, ring: Ring) -> None:
         self._life = life
         self._registry = life.registry
+        self._records = Records(life.registry, life.store)
         self._ring = ring
         self.events = life.events
         self.xenstore = Xenstore(self._places, life.events.subscribe)
@@ -69,12 +68,12 @@ class Domains:
     def console(self, ref: str) -> Console:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 has no console here", hint="Its console is the host's own.")
-        return self._running(self._registry.find(ref)).console
+        return self._records.running(self._registry.find(ref)).console
 
     async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 is the host itself and makes no hypercalls", hint="strace and perf look there.")
-        return await self._running(self._registry.find(ref)).process.trace(only)
+        return await self._records.running(self._registry.find(ref)).process.trace(only)
 
     def host(self) -> api.Host:
         return host.host_facts(
@@ -96,7 +95,7 @@ class Domains:
         config = complete(request.config)
         warnings = check(config)
         assert config.uuid is not None
-        self._check_free(config.name, config.uuid)
+        self._records.check_free(config.name, config.uuid)
         record = Record(uuid=config.uuid, name=config.name, config=config, created_at=now(), managed=request.managed)
         if request.managed:
             self._registry.records[record.uuid] = record
@@ -112,7 +111,7 @@ class Domains:
         return self._with_warnings(record, warnings)
 
     async def start(self, ref: str, *, paused: bool) -> api.Domain:
-        record = self._changeable(ref, "start")
+        record = self._records.changeable(ref, "start")
         async with self._registry.lock(record.uuid):
             if record.phase is not Phase.HALTED:
                 raise Conflict(f"Domain '{record.name}' is already running", hint=f"It has the id {record.domid}.")
@@ -120,9 +119,9 @@ class Domains:
         return self._with_warnings(record, warnings)
 
     async def shutdown(self, ref: str, reason: str) -> api.Domain:
-        record = self._changeable(ref, "shut down")
+        record = self._records.changeable(ref, "shut down")
         async with self._registry.lock(record.uuid):
-            live = self._running(record)
+            live = self._records.running(record)
             if live.process.paused:
                 raise Conflict(
                     f"Domain '{record.name}' is paused and can't hear a shutdown request",
@@ -133,17 +132,17 @@ class Domains:
                     f"Domain '{record.name}' is suspended, it can't hear the request",
                     hint=f"xm resume {record.name} first, or xm destroy {record.name}",
                 )
-            await self._change(record, intended=reason)
+            await self._records.change(record, intended=reason)
             self._life.tell("domain-shutdown-requested", record, reason=reason)
             await self._life.ask(record, live, reason)
         return self._registry.view(record)
 
     async def destroy(self, ref: str) -> api.Domain:
-        record = self._changeable(ref, "destroy")
+        record = self._records.changeable(ref, "destroy")
         async with self._registry.lock(record.uuid):
             if record.phase is Phase.HALTED or self._registry.records.get(record.uuid) is None:
                 raise Conflict(f"Domain '{record.name}' is not running")
-            await self._change(record, intended="destroy")
+            await self._records.change(record, intended="destroy")
             last = self._registry.view(record)
             await self._life.end(record, ShutdownReason.DESTROYED)
         last.shutdown_reason, last.domid = ShutdownReason.DESTROYED, None
@@ -157,9 +156,9 @@ class Domains:
         return await self._set_paused(ref, wanted=False)
 
     async def suspend(self, ref: str) -> api.Domain:
-        record = self._changeable(ref, "suspend")
+        record = self._records.changeable(ref, "suspend")
         async with self._registry.lock(record.uuid):
-            live = self._running(record)
+            live = self._records.running(record)
             if live.process.paused:
                 raise Conflict(
                     f"Domain '{record.name}' is paused, it can't hear the request",
@@ -172,9 +171,9 @@ class Domains:
         return self._registry.view(record)
 
     async def resume(self, ref: str) -> api.Domain:
-        record = self._changeable(ref, "resume")
+        record = self._records.changeable(ref, "resume")
         async with self._registry.lock(record.uuid):
-            live = self._running(record)
+            live = self._records.running(record)
             if not live.process.suspended:
                 raise Conflict(f"Domain '{record.name}' is not suspended", hint=f"Suspend it: xm suspend {record.name}")
             await live.process.resume()
@@ -182,14 +181,14 @@ class Domains:
         return self._registry.view(record)
 
     async def rename(self, ref: str, name: str) -> api.Domain:
-        record = self._changeable(ref, "rename")
+        record = self._records.changeable(ref, "rename")
         async with self._registry.lock(record.uuid):
             if name == record.name:
                 return self._registry.view(record)
-            self._check_free(name, None)
+            self._records.check_free(name, None)
             previous, config = record.name, record.config
             with taken_along(previous, name, config.image, self._life.roots, self._life.images) as moved:
-                await self._change(record, name=name, config=msgspec.structs.replace(config, name=name))
+                await self._records.change(record, name=name, config=msgspec.structs.replace(config, name=name))
             if (live := self._registry.live.get(record.uuid)) is not None:
                 live.spec = respelled(live.spec, name, moved)
                 try:
@@ -200,7 +199,7 @@ class Domains:
         return self._registry.view(record)
 
     async def delete(self, ref: str) -> None:
-        record = self._changeable(ref, "delete")
+        record = self._records.changeable(ref, "delete")
         async with self._registry.lock(record.uuid):
             if record.phase is not Phase.HALTED:
                 raise Conflict(
@@ -215,9 +214,9 @@ class Domains:
             self._life.tell("domain-deleted", record)
 
     async def set_vcpus(self, ref: str, count: int) -> api.Domain:
-        record = self._changeable(ref, "change")
+        record = self._records.changeable(ref, "change")
         async with self._registry.lock(record.uuid):
-            live, config = self._present(record), record.config
+            live, config = self._records.present(record), record.config
             most = live.spec.most_vcpus if live else max(count, config.maxvcpus or 0)
             if count > most:
                 raise InvalidRequest(
@@ -225,28 +224,30 @@ class Domains:
                     hint="maxvcpus in its description says how many it is started for.",
                 )
             maxvcpus = None if config.maxvcpus is None and most == count else most
-            await self._reconfigure(record, lambda process: process.set_vcpus(count), vcpus=count, maxvcpus=maxvcpus)
+            await self._records.reconfigure(
+                record, lambda process: process.set_vcpus(count), vcpus=count, maxvcpus=maxvcpus
+            )
             self._life.tell("domain-vcpus-set", record, count=count)
         return self._registry.view(record)
 
     async def set_memory(self, ref: str, mib: int) -> api.Domain:
-        record = self._changeable(ref, "change")
+        record = self._records.changeable(ref, "change")
         async with self._registry.lock(record.uuid):
-            self._present(record)
+            self._records.present(record)
             most = record.config.maxmem or record.config.memory
             if mib > most:
                 raise InvalidRequest(
                     f"Domain '{record.name}' can have at most {most} MiB, not {mib}",
                     hint="maxmem in its description says how much it is started for; xm mem-max changes it.",
                 )
-            await self._reconfigure(record, lambda process: process.set_memory(mib), memory=mib, maxmem=most)
+            await self._records.reconfigure(record, lambda process: process.set_memory(mib), memory=mib, maxmem=most)
             self._life.tell("domain-memory-set", record, memory_mib=mib)
         return self._registry.view(record)
 
     async def set_maxmem(self, ref: str, mib: int) -> api.Domain:
-        record = self._changeable(ref, "change")
+        record = self._records.changeable(ref, "change")
         async with self._registry.lock(record.uuid):
-            live, memory = self._present(record), record.config.memory
+            live, memory = self._records.present(record), record.config.memory
             if mib < memory:
                 raise InvalidRequest(
                     f"Domain '{record.name}' is to have {memory} MiB, so its maximum can't be {mib}",
@@ -257,31 +258,31 @@ class Domains:
                     f"Domain '{record.name}' was started for {live.spec.most_memory_mib} MiB, it can't have {mib}",
                     hint="Shut it down first: maxmem in its description says how much it is started for.",
                 )
-            await self._reconfigure(record, lambda process: process.set_max_memory(mib), maxmem=mib)
+            await self._records.reconfigure(record, lambda process: process.set_max_memory(mib), maxmem=mib)
             self._life.tell("domain-maxmem-set", record, maxmem_mib=mib)
         return self._registry.view(record)
 
     async def sysrq(self, ref: str, key: str) -> api.Domain:
-        record = self._changeable(ref, "press SysRq in")
+        record = self._records.changeable(ref, "press SysRq in")
         async with self._registry.lock(record.uuid):
-            await self._running(record).process.sysrq(key)
+            await self._records.running(record).process.sysrq(key)
             self._life.tell("domain-sysrq-sent", record, key=key)
         return self._registry.view(record)
 
     async def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None) -> api.Domain:
-        record = self._changeable(ref, f"trigger {trigger} in")
+        record = self._records.changeable(ref, f"trigger {trigger} in")
         async with self._registry.lock(record.uuid):
-            live = self._running(record)
+            live = self._records.running(record)
             if vcpu is not None and vcpu >= live.spec.most_vcpus:
                 raise InvalidRequest(f"Domain '{record.name}' has no VCPU {vcpu}")
             await self._trigger(record, live, trigger, vcpu)
         return self._registry.view(record)
 
     async def dump_core(self, ref: str, request: api.DumpRequest) -> api.CoreDump:
-        record = self._changeable(ref, "dump the core of")
+        record = self._records.changeable(ref, "dump the core of")
         if request.crash and request.reset:
             raise InvalidRequest("a domain can't be both destroyed and reset after its dump")
-        live = self._running(record)
+        live = self._records.running(record)
         path = Path(request.path) if request.path else await asyncio.to_thread(self._life.core_path, record)
         # Without the lock: it may take minutes, and somebody may want the domain destroyed before.
         size = await write_core(live.process, path, live=request.live)
@@ -289,7 +290,7 @@ class Domains:
         async with self._registry.lock(record.uuid):
             if self._registry.live.get(record.uuid) is live:
                 if request.crash:
-                    await self._change(record, intended="destroy")
+                    await self._records.change(record, intended="destroy")
                     await self._life.end(record, ShutdownReason.DESTROYED)
                 elif request.reset:
                     await self._trigger(record, live, api.Trigger.RESET, None)
@@ -343,9 +344,9 @@ class Domains:
             await process.wait()
 
     async def _set_paused(self, ref: str, *, wanted: bool) -> api.Domain:
-        record = self._changeable(ref, "pause" if wanted else "unpause")
+        record = self._records.changeable(ref, "pause" if wanted else "unpause")
         async with self._registry.lock(record.uuid):
-            live = self._running(record)
+            live = self._records.running(record)
             if live.process.paused is not wanted:
                 await (live.process.pause() if wanted else live.process.unpause())
                 self._life.tell("domain-paused" if wanted else "domain-unpaused", record)
@@ -355,31 +356,13 @@ class Domains:
         before = record.intended
         if trigger is api.Trigger.RESET:
             # Asked for, so it is no restart loop.
-            await self._change(record, intended="reboot")
+            await self._records.change(record, intended="reboot")
         try:
             await live.process.trigger(trigger, vcpu)
         except BaseException:
-            await self._change(record, intended=before)
+            await self._records.change(record, intended=before)
             raise
         self._life.tell("domain-triggered", record, trigger=trigger.value, vcpu=vcpu)
-
-    async def _reconfigure(
-        self, record: Record, order: Callable[[RunningDomain], Awaitable[None]], **values: object
-    ) -> None:
-        """Change the description, for this life of the domain (``order``) and the next ones: both or neither."""
-        before = record.config
-        await self._change(record, config=msgspec.structs.replace(before, **values))
-        if (live := self._registry.live.get(record.uuid)) is None:
-            return
-        try:
-            await order(live.process)
-        except BaseException:
-            await self._change(record, config=before)
-            raise
-
-    def _present(self, record: Record) -> Live | None:
-        """The domain's handle; None for a managed one that doesn't run. Raises Conflict if it has gone."""
-        return None if record.managed and record.phase is Phase.HALTED else self._running(record)
 
     def _places(self) -> Sequence[Place]:
         """Who has a part of xenstore now."""
@@ -395,44 +378,6 @@ class Domains:
             for record in self._registry.records.values()
             if record.domid is not None and record.uuid in self._registry.live
         ]
-
-    def _changeable(self, ref: str, verb: str) -> Record:
-        if ref in DOMAIN_0:
-            raise Conflict(f"Cannot {verb} privileged domain Domain-0")
-        return self._registry.find(ref)
-
-    def _running(self, record: Record) -> Live:
-        live = self._registry.live.get(record.uuid)
-        if live is None:
-            raise Conflict(
-                f"Domain '{record.name}' is not running",
-                hint=f"Start it: xm start {record.name}" if record.managed else None,
-            )
-        return live
-
-    async def _change(self, record: Record, **values: object) -> None:
-        """Set attributes of the record and write it; if it can't be written they are as before."""
-        before = {key: getattr(record, key) for key in values}
-        for key, value in values.items():
-            setattr(record, key, value)
-        try:
-            await self._life.store.save(record)
-        except BaseException:
-            for key, value in before.items():
-                setattr(record, key, value)
-            raise
-
-    def _check_free(self, name: str, uuid: str | None) -> None:
-        if name in DOMAIN_0:
-            raise InvalidRequest(f"the name '{name}' belongs to domain 0")
-        other = self._registry.named(name)
-        if other is not None:
-            raise Conflict(
-                f"Domain '{name}' already exists" + (f" with ID '{other.domid}'" if other.domid else " (managed)"),
-                hint=f"Start it: xm start {name}" if other.phase is Phase.HALTED else "Choose another name.",
-            )
-        if uuid is not None and uuid in self._registry.records:
-            raise Conflict(f"UUID {uuid} belongs to domain '{self._registry.records[uuid].name}'")
 
     def _with_warnings(self, record: Record, warnings: Sequence[str]) -> api.Domain:
         view = self._registry.view(record)
