@@ -243,6 +243,29 @@ class CoreDump(Struct):
     """What it takes on the disk: pages of zeros take nothing."""
 
 
+SavedPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
+"""An absolute path on xend's machine."""
+
+
+class SaveRequest(Struct, forbid_unknown_fields=True):
+    path: SavedPath
+    checkpoint: bool = False
+    """Let the domain go on afterwards, rather than end it."""
+
+
+class SavedState(Struct):
+    """A domain's state that has been written."""
+
+    name: str
+    path: str
+    disk_bytes: int
+
+
+class RestoreRequest(Struct, forbid_unknown_fields=True):
+    path: SavedPath
+    paused: bool = False
+
+
 class EngineInfo(Struct):
     name: str
     available: bool

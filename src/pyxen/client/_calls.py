@@ -189,6 +189,16 @@ def dump_core(ref: str, path: str | None, *, live: bool, crash: bool, reset: boo
     return Call("POST", _domain_path(ref, "dump-core"), api.CoreDump, body, ref, slow=True)
 
 
+def save(ref: str, path: str, *, checkpoint: bool) -> Call[api.SavedState]:
+    body = msgspec.json.encode(api.SaveRequest(path=path, checkpoint=checkpoint))
+    return Call("POST", _domain_path(ref, "save"), api.SavedState, body, ref, slow=True)
+
+
+def restore(path: str, *, paused: bool) -> Call[api.Domain]:
+    body = msgspec.json.encode(api.RestoreRequest(path=path, paused=paused))
+    return Call("POST", "/v1/restore", api.Domain, body, slow=True)
+
+
 def pause(ref: str) -> Call[api.Domain]:
     return _post(ref, "pause")
 

@@ -121,6 +121,17 @@ class AsyncClient:
         """
         return await self._call(_calls.dump_core(ref, path, live=live, crash=crash, reset=reset))
 
+    async def save(self, ref: str, path: str, *, checkpoint: bool = False) -> api.SavedState:
+        """Write the domain's state to ``path``, absolute and on xend's machine; returns when it is written.
+
+        The domain then ends, or goes on with ``checkpoint``.
+        """
+        return await self._call(_calls.save(ref, path, checkpoint=checkpoint))
+
+    async def restore(self, path: str, *, paused: bool = False) -> api.Domain:
+        """Start a domain from what ``save`` has written."""
+        return await self._call(_calls.restore(path, paused=paused))
+
     async def rename(self, ref: str, name: str) -> api.Domain:
         return await self._call(_calls.rename(ref, name))
 

@@ -48,6 +48,9 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     """Run as this user (and a group of the same number); None: as xend's own."""
 
+    machine: str | None = None
+    """The monitor's model of a machine, where it must be a certain one: that of a saved state."""
+
     @property
     def most_vcpus(self) -> int:
         """VCPUs that it can have without a new start."""
@@ -176,6 +179,25 @@ class RunningDomain(Protocol):
         """
         ...
 
+    async def freeze(self) -> None:
+        """Bring the guest to rest so that its state can be written. Raises Unsupported."""
+        ...
+
+    async def thaw(self) -> None:
+        """Let a frozen guest go on, whether its state was written or not."""
+        ...
+
+    async def machine(self) -> str:
+        """The model of the guest's machine: a reader of its state must have the same. Raises Unsupported."""
+        ...
+
+    async def save_state(self, stream: int) -> None:
+        """Write a frozen guest's memory, VCPUs and devices, but not its disks, into a descriptor, from start to end.
+
+        The guest goes on standing still. Raises EngineError, also when the stream's other end is closed.
+        """
+        ...
+
     def statistics(self) -> Statistics: ...
 
     async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
@@ -200,8 +222,12 @@ class Engine(Protocol):
         """Refuse (Unsupported) what this engine can't do, before anything is made. Returns warnings."""
         ...
 
-    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+    async def start(
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+    ) -> RunningDomain:
         """Start a domain in a fresh ``directory`` that holds the files listed above as far as xend makes them.
+
+        With ``state`` the guest goes on from what ``save_state`` wrote, read from this descriptor up to its end.
 
         Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.
         Raises EngineError with the monitor's words; then no process is left.

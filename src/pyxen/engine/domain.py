@@ -176,6 +176,24 @@ class ProcessDomain:
         online = self._events.fate.online
         return range(self.spec.config.vcpus) if online is None else online
 
+    async def freeze(self) -> None:
+        raise self._unsaveable()
+
+    async def thaw(self) -> None:
+        raise self._unsaveable()
+
+    async def machine(self) -> str:
+        raise self._unsaveable()
+
+    async def save_state(self, stream: int) -> None:
+        raise self._unsaveable()
+
+    def _unsaveable(self) -> Unsupported:
+        return Unsupported(
+            f"the engine of '{self.spec.config.name}' can't save a guest's state yet",
+            hint="The QEMU engine can: engine=qemu in the domain's description.",
+        )
+
     def statistics(self) -> Statistics:
         statistics = replace(self._clock.read(self.online), memory_mib=self._memory_mib())
         if not self.paused:

@@ -21,9 +21,10 @@ from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import kill_all, marker, spawn
-from pyxen.errors import Conflict, Unsupported
+from pyxen.errors import Conflict, EngineError, Unsupported
 
 _READY_S = 20.0
+_STATE = b"the state of a stand-in"
 
 _SCRIPT = r"""
 import json, os, select, signal, sys, time
@@ -161,6 +162,21 @@ class FakeDomain(ProcessDomain):
             raise Unsupported(f"'{self.spec.config.name}' dumps no core")
         await asyncio.to_thread(os.write, file, b"\x7fELF" + b"\0" * 60)
 
+    async def freeze(self) -> None:
+        if not self.paused:
+            await self.pause()
+
+    async def thaw(self) -> None:
+        await self.unpause()
+
+    async def machine(self) -> str:
+        return "fake-1"
+
+    async def save_state(self, stream: int) -> None:
+        if "fake.dumpless" in self.spec.cmdline.split():
+            raise EngineError(f"'{self.spec.config.name}' has no state")
+        await asyncio.to_thread(os.write, stream, _STATE)
+
     def _must_run(self, action: str) -> None:
         if self.stopped is not None or not self.alive:
             raise Conflict(f"cannot {action} '{self.spec.config.name}': its guest has stopped")
@@ -181,7 +197,13 @@ class FakeEngine:
     def check(self, config: DomainConfig) -> list[str]:
         return []
 
-    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+    async def start(
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+    ) -> RunningDomain:
+        if state is not None:
+            found = await asyncio.to_thread(_read_all, state)
+            if found != _STATE:
+                raise EngineError(f"this is no stand-in's state: {found[:40]!r}")
         os.mkfifo(directory / "fake.ctl", 0o600)
         pid = spawn(
             [
@@ -216,3 +238,8 @@ class FakeEngine:
         if self._inotify is None:
             self._inotify = Inotify()
         return self._inotify
+
+
+def _read_all(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()

@@ -192,7 +192,11 @@ class XenEngine:
             find_binary()
         return [*check_disks(config), *check_networks(config)]
 
-    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+    async def start(
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+    ) -> RunningDomain:
+        if state is not None:
+            raise Unsupported("the Xen engine can't restore a guest's state yet")
         spec = msgspec.structs.replace(spec, cmdline=_with_vcpus(_with_console(spec.cmdline), spec))
         info = StartedInfo(accelerator="kvm")
         try:

@@ -23,6 +23,7 @@ from pyxen.xend.log import Ring
 from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0, Records
 from pyxen.xend.registry import Live, halted_vcpus, now
+from pyxen.xend.saving import Saving
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
@@ -37,6 +38,7 @@ class Domains:
         self._records = Records(life.registry, life.store)
         self._ring = ring
         self.events = life.events
+        self._saving = Saving(life, self._records)
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
@@ -295,6 +297,13 @@ class Domains:
                 elif request.reset:
                     await self._trigger(record, live, api.Trigger.RESET, None)
         return api.CoreDump(record.name, str(path), size)
+
+    async def save(self, ref: str, request: api.SaveRequest) -> api.SavedState:
+        return await self._saving.save(ref, request)
+
+    async def restore(self, request: api.RestoreRequest) -> api.Domain:
+        record, warnings = await self._saving.restore(request)
+        return self._with_warnings(record, warnings)
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
         """Run the builder as a process of its own: it takes minutes, needs no xend, and can be ended."""

@@ -104,11 +104,20 @@ class Life:
 
     # Building
 
-    async def build(self, record: Record, origin: Origin, *, paused: bool, keep_trying: bool = False) -> list[str]:
+    async def build(
+        self,
+        record: Record,
+        origin: Origin,
+        *,
+        paused: bool,
+        state: int | None = None,
+        machine: str | None = None,
+        engine: str | None = None,
+    ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
-        halted. With ``keep_trying`` (a restart) what the old domain held may need a moment to be free.
+        halted. With ``state`` the guest goes on from what is read there, on this ``engine`` and model of a ``machine``.
         """
         record.origin = origin
         prepared: Prepared | None = None
@@ -116,7 +125,7 @@ class Life:
         try:
             # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
-            engine, warnings = await asyncio.to_thread(self._choose, record.config)
+            chosen, warnings = await asyncio.to_thread(self._choose, record.config, engine)
             domid = await self.store.begin_build(record)
             prepared = await asyncio.to_thread(
                 prepare,
@@ -125,10 +134,10 @@ class Life:
                 images=self.images,
                 running=list(self.registry.running_specs()),
             )
-            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
+            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
             directory = await asyncio.to_thread(self._make_directory, spec)
-            process = await engine.start(spec, directory, paused=paused)
-            record.phase, record.origin, record.engine = Phase.RUNNING, None, engine.name
+            process = await chosen.start(spec, directory, paused=paused, state=state)
+            record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
             record.started_at, record.intended = now(), None
             await self.store.save(record)
         except BaseException as error:
@@ -138,12 +147,15 @@ class Life:
             await self._undo(record, prepared, error)
             raise
         self._hold(record, spec, process)
-        self.tell("domain-started", record, paused=paused, engine=engine.name)
+        self.tell("domain-started", record, paused=paused, engine=chosen.name)
         return [*warnings, *prepared.warnings, *process.info.warnings]
 
-    def _choose(self, config: DomainConfig) -> tuple[Engine, list[str]]:
-        """The engine for a domain, and its warnings. May take a second, once a boot: it tries what KVM can do."""
-        engine = choose(config, self.engines)
+    def _choose(self, config: DomainConfig, name: str | None) -> tuple[Engine, list[str]]:
+        """The engine for a domain, where ``name`` names none, and its warnings.
+
+        May take a second, once a boot: it tries what KVM can do.
+        """
+        engine = next((each for each in self.engines if each.name == name), None) or choose(config, self.engines)
         return engine, engine.check(config)
 
     def _uid(self, domid: int) -> int | None:

@@ -31,6 +31,10 @@ SECTIONS: dict[str, dict[str, str]] = {
         "trigger": "Send a domain an event of hardware.",
         "dump-core": "Write a domain's memory to a file.",
     },
+    "Saved domains": {
+        "save": "Save a domain's state to a file.",
+        "restore": "Start a domain from its saved state.",
+    },
     "Managed domains (kept while they don't run)": {
         "new": "Define a managed domain, without starting it.",
         "start": "Start a managed domain.",
@@ -75,8 +79,8 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 CLASSIC = frozenset(
     """
     block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys
-    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset restore
-    save sched-credit sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
+    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset
+    sched-credit sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
     vcpu-pin vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )

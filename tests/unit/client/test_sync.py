@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pyxen import errors
-from pyxen.api import CoreDump, DomainList, Event, Image, ImageList, Problem, Progress, Trigger
+from pyxen.api import CoreDump, DomainList, Event, Image, ImageList, Problem, Progress, SavedState, Trigger
 from pyxen.client import Address, Client, DomainNotFound, find_address
 from pyxen.config.model import DomainConfig
 
@@ -48,6 +48,18 @@ def test_orders_carry_their_bodies(stub: Stub, client: Client) -> None:
         None,
         None,
         None,
+    ]
+
+
+def test_save_and_restore_carry_the_path(stub: Stub, client: Client) -> None:
+    written = SavedState("web", "/web.saved", 4096)
+    stub.answers["POST /v1/domains/web/save"] = written
+    stub.answers["POST /v1/restore"] = (201, msgspec.json.encode(WEB))
+    assert client.save("web", "/web.saved", checkpoint=True) == written
+    assert client.restore("/web.saved", paused=True).name == "web"
+    assert [msgspec.json.decode(request.body) for request in stub.requests] == [
+        {"path": "/web.saved", "checkpoint": True},
+        {"path": "/web.saved", "paused": True},
     ]
 
 

@@ -148,6 +148,13 @@ class FakeClient(Client):
         self._order("dump_core", ref, path, live, crash, reset)
         return api.CoreDump(ref, path or "/state/dump/web-3-1.core", 4096)
 
+    def save(self, ref: str, path: str, *, checkpoint: bool = False) -> api.SavedState:
+        self._order("save", ref, path, checkpoint)
+        return api.SavedState(ref, path, 4096)
+
+    def restore(self, path: str, *, paused: bool = False) -> Domain:
+        return self._order("restore", "web", path, paused)
+
     def delete(self, ref: str) -> None:
         self._order("delete", ref)
 

@@ -76,6 +76,12 @@ def test_orders_that_make_no_sense_are_not_given(
     assert fake.orders == []
 
 
+def test_save_and_restore_name_files_in_full(xm: Xm, fake: FakeClient, here: Path) -> None:
+    assert xm("save", "-c", "web", "web.saved").out == ""
+    assert xm("restore", "-p", "web.saved").out == ""
+    assert fake.orders == [("save", "web", f"{here}/web.saved", True), ("restore", "web", f"{here}/web.saved", True)]
+
+
 def test_dump_core_says_where_it_has_put_it(xm: Xm, fake: FakeClient, here: Path) -> None:
     assert xm("dump-core", "-L", "web", "my.core").out == "Dumping core of domain: web ...\n"
     assert xm("dump-core", "--crash", "web").out.endswith("\nWritten to /state/dump/web-3-1.core\n")

@@ -43,6 +43,8 @@ class Facts:
     firmware_variables: str | None = None
     vnc: str | None = None
     """``ADDRESS:DISPLAY``."""
+    incoming: bool = False
+    """The guest's state will come later."""
 
 
 def build(spec: DomainSpec, facts: Facts) -> list[str]:
@@ -55,6 +57,7 @@ def build(spec: DomainSpec, facts: Facts) -> list[str]:
         # One more place to look for firmware, where there is none: what tells this process from all others.
         *("-L", marker(facts.directory)),
         *("-nodefaults", "-no-user-config", "-S"),
+        *(("-incoming", "defer") if facts.incoming else ()),
         *("-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *_monitors(facts.control_fd),
@@ -105,10 +108,10 @@ def _monitors(control_fd: int) -> list[str]:
 def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
     config = spec.config
     if config.type is DomainType.PVH:
-        machine = "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off"
+        machine = f"{spec.machine or 'pc'},usb=off,vmport=off,hpet=off,smm=off,graphics=off"
     else:
         kind = "q35" if config.hdtype == "ahci" else "pc"
-        machine = f"{kind},vmport=off,usb={'on' if config.usbdevice else 'off'}"
+        machine = f"{spec.machine or kind},vmport=off,usb={'on' if config.usbdevice else 'off'}"
         if not config.vnc:
             machine += ",graphics=off"  # SeaBIOS then writes to the serial port too
         if facts.firmware_code:

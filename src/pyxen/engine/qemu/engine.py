@@ -92,10 +92,14 @@ class QemuEngine:
             raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
         return [*check_disks(config), *check_networks(config)]
 
-    async def start(self, spec: DomainSpec, directory: Path, *, paused: bool) -> RunningDomain:
+    async def start(
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+    ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         launching = asyncio.ensure_future(
-            asyncio.to_thread(launch, spec, directory, accelerator=accelerator, paused=paused)
+            asyncio.to_thread(
+                launch, spec, directory, accelerator=accelerator, paused=paused, incoming=state is not None
+            )
         )
         try:
             pid, info = await asyncio.shield(launching)
@@ -106,7 +110,9 @@ class QemuEngine:
             raise
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
-            await domain.settle(_READY_S, paused=paused)
+            await domain.settle(_READY_S, paused=paused or state is not None)
+            if state is not None:
+                await domain.load_state(state, paused=paused)
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error
         return domain

@@ -55,12 +55,17 @@ def find_firmware(config: DomainConfig) -> str | None:
     return found
 
 
-def launch(spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool) -> tuple[int, StartedInfo]:
-    """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process."""
+def launch(
+    spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool, incoming: bool = False
+) -> tuple[int, StartedInfo]:
+    """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process.
+
+    ``incoming``: it waits for a guest's state, and is told of that and of what follows later.
+    """
     info = StartedInfo(accelerator=accelerator)
     try:
         with Descriptors() as descriptors:
-            arguments = build(spec, _gather(spec, directory, accelerator, paused, descriptors, info))
+            arguments = build(spec, _gather(spec, directory, accelerator, paused, descriptors, info, incoming=incoming))
             (directory / "stderr").touch(mode=0o600)
             if spec.uid is not None:
                 _give(directory, spec.uid)
@@ -94,14 +99,21 @@ def _limits(config: DomainConfig, accelerator: str) -> cgroup.Limits:
 
 
 def _gather(
-    spec: DomainSpec, directory: Path, accelerator: str, paused: bool, descriptors: Descriptors, info: StartedInfo
+    spec: DomainSpec,
+    directory: Path,
+    accelerator: str,
+    paused: bool,
+    descriptors: Descriptors,
+    info: StartedInfo,
+    *,
+    incoming: bool,
 ) -> Facts:
     """Open and make everything that QEMU will be told of."""
     config = spec.config
     code = find_firmware(config)
     (directory / "console.out").symlink_to("console.log")
     (directory / "events.out").symlink_to("events")
-    descriptors.take(_give_commands(config, directory, paused))
+    descriptors.take(_give_commands(config, directory, paused, incoming=incoming))
     if config.type is DomainType.HVM and config.vnc:
         info.vnc = choose_display(config.vnclisten, config.vncdisplay)
     return Facts(
@@ -117,10 +129,11 @@ def _gather(
         firmware_code=descriptors.open(code, writable=False) if code else None,
         firmware_variables=descriptors.open(spec.nvram, writable=True) if code and spec.nvram else None,
         vnc=info.vnc,
+        incoming=incoming,
     )
 
 
-def _give_commands(config: DomainConfig, directory: Path, paused: bool) -> int:
+def _give_commands(config: DomainConfig, directory: Path, paused: bool, *, incoming: bool) -> int:
     """Put into the events monitor's FIFO what it is told before anything else.
 
     Returns a descriptor that must be open until QEMU has opened the FIFO: what is in it goes with its last opener.
@@ -129,9 +142,9 @@ def _give_commands(config: DomainConfig, directory: Path, paused: bool) -> int:
     os.mkfifo(fifo, 0o600)
     fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     commands: list[dict[str, object]] = [{"execute": "qmp_capabilities", "id": READY_ID}]
-    if balloons(config):
+    if balloons(config) and not incoming:
         commands.append({"execute": "balloon", "arguments": {"value": config.memory << 20}, "id": "balloon"})
-    if not paused:
+    if not paused and not incoming:
         commands.append({"execute": "cont", "id": "cont"})
     os.write(fd, b"".join(map(msgspec.json.encode, commands)))
     return fd

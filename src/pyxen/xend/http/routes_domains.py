@@ -81,6 +81,14 @@ async def _dump_core(call: Call) -> api.CoreDump:
     return await call.core.dump_core(call.ref("domain"), call.body)
 
 
+async def _save(call: Call) -> api.SavedState:
+    return await call.core.save(call.ref("domain"), call.body)
+
+
+async def _restore(call: Call) -> api.Domain:
+    return await call.core.restore(call.body)
+
+
 async def _vcpus(call: Call) -> api.VcpuList:
     return call.core.vcpus(call.ref("domain"))
 
@@ -152,6 +160,14 @@ OPERATIONS = (
     Operation(
         "POST", f"{_ONE}/dump-core", "dumpCore", "Write the guest's memory and registers to a file as an ELF core",
         _dump_core, body=api.DumpRequest, body_optional=True, result=api.CoreDump, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", f"{_ONE}/save", "saveDomain", "Write a domain's state to a file, and end it unless it is a checkpoint",
+        _save, body=api.SaveRequest, result=api.SavedState, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "POST", "/v1/restore", "restoreDomain", "Start a domain from its saved state", _restore,
+        body=api.RestoreRequest, result=api.Domain, status=201, errors=(404, 409, 422, 500, 507),
     ),
     Operation(
         "GET", f"{_ONE}/console", "openConsole", "A domain's console, over a WebSocket", needs_websocket,

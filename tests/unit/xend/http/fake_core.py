@@ -148,6 +148,13 @@ class FakeCore:
         domain = self._become(ref, self.get(ref).power_state)
         return api.CoreDump(domain.name, request.path or "/dump", 4096)
 
+    async def save(self, ref: str, request: api.SaveRequest) -> api.SavedState:
+        domain = self._become(ref, self.get(ref).power_state)
+        return api.SavedState(domain.name, request.path, 4096)
+
+    async def restore(self, request: api.RestoreRequest) -> api.Domain:
+        raise NotFound(f"{request.path} does not exist")
+
     def console(self, ref: str) -> Console:
         domain = self.get(ref)
         console = self.consoles.get(domain.uuid)

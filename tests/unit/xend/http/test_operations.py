@@ -65,6 +65,9 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         ("trigger", {"trigger": "fire"}, 400),
         ("dump-core", {"path": "/core"}, 200),
         ("dump-core", {"path": "core"}, 400),
+        ("save", {"path": "/web.saved"}, 200),
+        ("save", {"path": "web.saved"}, 400),
+        ("save", {}, 400),
     ]:
         answer = await client.post(f"/v1/domains/web/{verb}", json=body)
         assert answer.status_code == status, (verb, body, answer.text)

@@ -1,0 +1,231 @@
+"""Saving a domain's state to a file, and starting a domain from one.
+
+The order of the steps makes SIGKILL harmless. Before the guest is stopped the record says what is being saved and
+where (``intended``). The file gets its name only when it is whole and on the disk, and the domain ends only after
+that. A xend that finds such a record looks for the file: if it is there the domain is ended, else it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid as uuids
+from pathlib import Path
+
+import msgspec
+
+from pyxen import api
+from pyxen.api import ShutdownReason
+from pyxen.config.model import DomainConfig
+from pyxen.errors import Conflict, EngineError, InvalidRequest, PyxenError
+from pyxen.xend import saved
+from pyxen.xend.life import Life
+from pyxen.xend.records import Records
+from pyxen.xend.registry import Live, now
+from pyxen.xend.store import Origin, Phase, Record
+
+SAVE = "save"
+"""The first word of ``Record.intended`` while a domain is being saved; then ID, what follows (end or go-on), PATH."""
+
+
+class Saving:
+    """Carries out saves and restores."""
+
+    def __init__(self, life: Life, records: Records) -> None:
+        self._life = life
+        self._records = records
+
+    async def save(self, ref: str, request: api.SaveRequest) -> api.SavedState:
+        """Write the domain's state to a file; the domain ends, or goes on with ``checkpoint``.
+
+        Raises PyxenError; then the domain goes on, and what was at the path before is still there.
+        """
+        record = self._records.changeable(ref, "save")
+        path = Path(request.path)
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.running(record)
+            if record.phase is not Phase.RUNNING or live.process.stopped is not None:
+                raise Conflict(f"cannot save '{record.name}': its guest has stopped")
+            save_id = uuids.uuid4().hex
+            head = saved.Head(
+                version=saved.VERSION,
+                save_id=save_id,
+                engine=record.engine or "",
+                machine=await live.process.machine(),
+                config=_as_built(record, live),
+                managed=record.managed,
+                restart_count=record.restart_count,
+            )
+            part = part_path(path, save_id)
+            fd = await asyncio.to_thread(_make, part, path)
+            before, was_paused = record.intended, live.process.paused
+            try:
+                after = "stay" if was_paused else "go-on"
+                await self._records.change(record, intended=f"{SAVE} {save_id} {after} {path}")
+                await live.process.freeze()
+                size = await _stream(live, head, fd)
+                await asyncio.to_thread(_name, part, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                await self._go_on(record, live, before, was_paused=was_paused)
+                raise
+            finally:
+                os.close(fd)
+            if request.checkpoint:
+                await self._go_on(record, live, before, was_paused=was_paused)
+            else:
+                await self._life.end(record, ShutdownReason.SUSPEND)
+            self._life.tell("domain-saved", record, path=str(path), checkpoint=request.checkpoint)
+        return api.SavedState(record.name, str(path), size)
+
+    async def restore(self, request: api.RestoreRequest) -> tuple[Record, list[str]]:
+        """Start a domain from a file. Raises PyxenError; then nothing of it is left, but the file."""
+        path = Path(request.path)
+        head, start = await asyncio.to_thread(saved.read_head, path)
+        # All of it, before a monitor is given any: what is damaged must not be tried.
+        await asyncio.to_thread(saved.read_state, path, start, lambda _piece: None)
+        record = self._life.registry.records.get(head.config.uuid or "")
+        if record is None:
+            self._records.check_free(head.config.name, head.config.uuid)
+            assert head.config.uuid is not None
+            record = Record(
+                uuid=head.config.uuid,
+                name=head.config.name,
+                config=head.config,
+                created_at=now(),
+                managed=head.managed,
+                restart_count=head.restart_count,
+            )
+        async with self._life.registry.lock(record.uuid):
+            if record.phase is not Phase.HALTED:
+                raise Conflict(
+                    f"Domain '{record.name}' exists already, with ID '{record.domid}'",
+                    hint="It can be restored when it is gone: xm destroy ends it.",
+                )
+            record.config = head.config
+            warnings = await self._load(record, head, path, start, paused=request.paused)
+            self._life.tell("domain-restored", record, path=str(path))
+        return record, warnings
+
+    async def _load(self, record: Record, head: saved.Head, path: Path, start: int, *, paused: bool) -> list[str]:
+        out, into = os.pipe2(os.O_CLOEXEC)
+        pump = asyncio.create_task(asyncio.to_thread(_pump, path, start, into))
+        try:
+            return await self._life.build(
+                record, Origin.START, paused=paused, state=out, machine=head.machine, engine=head.engine
+            )
+        except PyxenError as error:
+            os.close(out)  # whoever still writes sees that nobody reads
+            out = -1
+            if isinstance(damage := (await asyncio.gather(pump, return_exceptions=True))[0], InvalidRequest):
+                raise damage from error
+            raise
+        finally:
+            if out >= 0:
+                os.close(out)
+            await asyncio.gather(pump, return_exceptions=True)
+
+    async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
+        if not was_paused and live.process.stopped is None:
+            with contextlib.suppress(PyxenError):
+                await live.process.thaw()
+        await self._records.change(record, intended=intended)
+
+
+async def finish(life: Life, records: Records, record: Record) -> None:
+    """End or undo a save that an earlier xend was about. The record's lock is held."""
+    _, save_id, after, *rest = (record.intended or "").split(" ", 3)
+    path = Path(rest[0])
+    with contextlib.suppress(OSError):
+        part_path(path, save_id).unlink()
+    try:
+        head, _ = await asyncio.to_thread(saved.read_head, path)
+        whole = head.save_id == save_id
+    except PyxenError:
+        whole = False
+    if whole:
+        await life.end(record, ShutdownReason.SUSPEND)
+        return
+    live = life.registry.live[record.uuid]
+    life.log.warning("saving was cut short: the domain goes on", name=record.name, path=str(path))
+    if after == "go-on" and live.process.stopped is None:
+        await live.process.thaw()
+    await records.change(record, intended=None)
+
+
+def _as_built(record: Record, live: Live) -> DomainConfig:
+    """The description that gives the machine which the guest has now: it was made for most, and has what is online."""
+    spec = live.spec
+    vcpus = max(1, sum(vcpu.online for vcpu in live.process.statistics().vcpus))
+    return msgspec.structs.replace(
+        record.config,
+        vcpus=vcpus,
+        maxvcpus=spec.most_vcpus if spec.most_vcpus > vcpus else None,
+        maxmem=spec.most_memory_mib if spec.most_memory_mib > record.config.memory else None,
+    )
+
+
+def part_path(path: Path, save_id: str) -> Path:
+    """Where the file grows until it is whole."""
+    return path.with_name(f".{path.name}.{save_id[:8]}.part")
+
+
+def _make(part: Path, path: Path) -> int:
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a folder", hint="Name a file in it.")
+    try:
+        return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+
+
+def _name(part: Path, path: Path) -> None:
+    try:
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+
+
+async def _stream(live: Live, head: saved.Head, fd: int) -> int:
+    """Have the monitor write, and the file take it; returns the file's length."""
+    out, into = os.pipe2(os.O_CLOEXEC)
+
+    def take() -> int:
+        try:
+            return saved.write(fd, head, out)
+        finally:
+            os.close(out)  # a monitor that goes on writing fails
+
+    taking = asyncio.create_task(asyncio.to_thread(take))
+    problem: BaseException | None = None
+    try:
+        await live.process.save_state(into)
+    except BaseException as error:
+        problem = error
+    os.close(into)
+    (size,) = await asyncio.gather(taking, return_exceptions=True)
+    if isinstance(size, BaseException):  # a full disk, rather than the monitor's complaint that nobody reads
+        raise size
+    if problem is not None:
+        raise problem
+    return size
+
+
+def _pump(path: Path, start: int, into: int) -> None:
+    def write(data: memoryview) -> None:
+        while data:
+            data = data[os.write(into, data) :]
+
+    try:
+        saved.read_state(path, start, write)
+    except BrokenPipeError:
+        raise EngineError("the monitor has stopped reading") from None
+    finally:
+        os.close(into)

@@ -1,0 +1,177 @@
+"""Saving and restoring, with the stand-in for guests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyxen.api import PowerState, RestoreRequest, SaveRequest
+from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
+from pyxen.xend import saved, saving
+from pyxen.xend.store import Phase
+from tests.unit.xend.conftest import describe
+from tests.unit.xend.test_life import Boot, create, until
+
+pytestmark = pytest.mark.anyio
+
+
+def _head(**changes: object) -> saved.Head:
+    head = saved.Head(
+        version=saved.VERSION, save_id="a" * 32, engine="qemu", machine="m", config=describe(), managed=False
+    )
+    return msgspec.structs.replace(head, **changes)
+
+
+def _write(path: Path, head: saved.Head, state: bytes) -> bytes:
+    out, into = os.pipe()
+    os.write(into, state)
+    os.close(into)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        assert saved.write(fd, head, out) == path.stat().st_size
+    finally:
+        os.close(fd)
+        os.close(out)
+    return path.read_bytes()
+
+
+def _read(path: Path) -> bytes:
+    _, start = saved.read_head(path)
+    pieces: list[bytes] = []
+    saved.read_state(path, start, lambda piece: pieces.append(bytes(piece)))
+    return b"".join(pieces)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path, state = tmp_path / "s", os.urandom(50_000)
+    _write(path, _head(), state)
+    assert saved.read_head(path)[0] == _head()
+    assert _read(path) == state
+
+
+def test_any_byte_changed_or_missing_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    whole = _write(path, _head(), b"state" * 100)
+
+    @given(st.integers(0, len(whole) - 1), st.integers(1, 255), st.booleans())
+    def damaged(where: int, change: int, cut: bool) -> None:
+        path.write_bytes(whole[:where] if cut else whole[:where] + bytes([whole[where] ^ change]) + whole[where + 1 :])
+        with pytest.raises(InvalidRequest, match=r"is no saved domain|is cut off|is damaged|newer"):
+            _read(path)
+
+    damaged()
+
+
+def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    _write(tmp_path / "s", _head(version=saved.VERSION + 1), b"")
+    with pytest.raises(InvalidRequest, match=r"newer pyxen \(format 2, this one reads up to 1\)"):
+        saved.read_head(tmp_path / "s")
+
+
+def test_a_head_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "s", _head(), b"")
+    data = b'{"version":1}'
+    front = whole[:16] + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
+    (tmp_path / "s").write_bytes(front + whole[-24:-8] + len(front).to_bytes(8, "little"))
+    with pytest.raises(InvalidRequest, match="head that can't be read"):
+        saved.read_head(tmp_path / "s")
+
+
+async def test_a_saved_domain_is_gone_and_comes_back(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend)
+    uuid = xend.domains.get("web").uuid
+    path = tmp_path / "web.saved"
+    done = await xend.domains.save("web", SaveRequest(path=str(path)))
+    assert (done.name, done.disk_bytes) == ("web", path.stat().st_size)
+    with pytest.raises(NotFound):
+        xend.domains.get("web")
+    back = await xend.domains.restore(RestoreRequest(path=str(path), paused=True))
+    assert (back.uuid, back.domid, back.power_state) == (uuid, 2, PowerState.PAUSED)
+    with pytest.raises(Conflict, match="exists already, with ID '2'"):
+        await xend.domains.restore(RestoreRequest(path=str(path)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_the_file_describes_the_machine_that_the_guest_has(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend, vcpus=1, maxvcpus=4, memory=64, maxmem=128)
+    await xend.domains.set_vcpus("web", 2)
+    await until(lambda: xend.domains.get("web").vcpus == 2)
+    await xend.domains.set_maxmem("web", 96)
+    path = tmp_path / "web.saved"
+    await xend.domains.save("web", SaveRequest(path=str(path)))
+    config = saved.read_head(path)[0].config
+    assert (config.vcpus, config.maxvcpus, config.memory, config.maxmem) == (2, 4, 64, 128)
+
+
+async def test_a_checkpoint_lets_the_domain_go_on_as_it_was(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend)
+    request = SaveRequest(path=str(tmp_path / "web.saved"), checkpoint=True)
+    for paused in (False, True):
+        if paused:
+            await xend.domains.pause("web")
+        await xend.domains.save("web", request)
+        assert xend.process("web").paused is paused
+        assert xend.domains.get("web").domid == 1
+
+
+async def test_a_save_that_fails_leaves_the_domain_and_the_old_file(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend, extra="fake.dumpless", kernel="/dev/null")
+    path = tmp_path / "web.saved"
+    path.write_bytes(b"an older one")
+    with pytest.raises(PyxenError, match="has no state"):
+        await xend.domains.save("web", SaveRequest(path=str(path)))
+    assert not xend.process("web").paused
+    assert path.read_bytes() == b"an older one"
+    assert list(tmp_path.iterdir()) == [path]
+    for place, why in (("/nowhere/web", "No such file"), (str(tmp_path), "is a folder")):
+        with pytest.raises(InvalidRequest, match=why):
+            await xend.domains.save("web", SaveRequest(path=place))
+
+
+async def test_a_damaged_state_starts_nothing(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend)
+    path = tmp_path / "web.saved"
+    await xend.domains.save("web", SaveRequest(path=str(path)))
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1  # in the frame's checksum
+    path.write_bytes(data)
+    with pytest.raises(InvalidRequest, match="is damaged"):
+        await xend.domains.restore(RestoreRequest(path=str(path)))
+    with pytest.raises(NotFound):
+        xend.domains.get("web")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_xend_killed_while_saving_ends_or_undoes_it(boot: Boot, tmp_path: Path, whole: bool) -> None:
+    xend = await boot()
+    await create(xend)
+    path = tmp_path / "web.saved"
+    await xend.domains.save("web", SaveRequest(path=str(path), checkpoint=True))
+    save_id = saved.read_head(path)[0].save_id if whole else "b" * 32
+    saving.part_path(path, save_id).write_bytes(b"half")
+    record = xend.life.registry.find("web")
+    record.intended = f"save {save_id} go-on {path}"
+    await xend.life.store.save(record)
+    await xend.domains.pause("web")
+    await xend.die()
+    again = await boot()
+    await asyncio.wait_for(again.life.settle(), 30)
+    assert list(tmp_path.iterdir()) == [path]
+    if whole:
+        assert "web" not in [domain.name for domain in again.domains.list()]
+    else:
+        assert again.life.registry.find("web").phase is Phase.RUNNING
+        assert again.life.registry.find("web").intended is None
+        assert not again.process("web").paused
