@@ -7,6 +7,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
+import pexpect
+
 from tests.guest.host import Host, type_line, wait_for
 
 _COUNTER = "(n=0; while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.05; done) &"
@@ -21,6 +23,8 @@ def _ask(host: Host, command: str) -> str:
     console.sendline(f'echo "{mark[:4]}""{mark[4:]}[$({command})]"')  # in two parts, so that its echo is no answer
     console.expect(rf"{mark}\[([^\]]*)\]")
     answer = str(console.match.group(1))
+    console.send("\x1d")  # Ctrl-] leaves the console
+    console.expect(pexpect.EOF)
     console.close()
     return answer.strip()
 
