@@ -16,7 +16,8 @@ def command(session: Session, file: Path, paused: bool) -> None:
     """Start a domain from its saved state.
 
     FILE is what xm save has written. The domain goes on where it was saved, with its name and UUID and a new id; the
-    file stays.
+    file stays. The guest's clock goes on from when it was saved, too, until the guest sets it. Started twice from one
+    file it has the same random numbers ahead of it: don't make several machines of one.
     """
     domain = session.client.restore(str(file.absolute()), paused=paused)
     for warning in domain.warnings:
