@@ -13,14 +13,14 @@ from pyxen.xm.command import Command
 
 def reference_markdown() -> str:
     """Every command with its synopsis, options and examples, as Markdown."""
-    root = click.Context(cli, info_name="xm")
+    root = click.Context(cli, info_name="xm", **cli.context_settings)
     lines = ["# xm", "", *_prose(cli), "", *_conventions()]
     for section, names in SECTIONS.items():
         lines += ["", f"## {section}"]
         for name in names:
             found = cli.get_command(root, name)
             assert found is not None
-            lines += _command(found, click.Context(found, parent=root, info_name=name))
+            lines += _command(found, click.Context(found, parent=root, info_name=name, **found.context_settings))
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +57,7 @@ def _command(found: click.Command, ctx: click.Context) -> Iterator[str]:
         for name in found.list_commands(ctx):
             child = found.get_command(ctx, name)
             assert child is not None
-            yield from _command(child, click.Context(child, parent=ctx, info_name=name))
+            yield from _command(child, click.Context(child, parent=ctx, info_name=name, **child.context_settings))
         return
     synopsis = " ".join([ctx.command_path, *found.collect_usage_pieces(ctx)])
     yield from ["", "```", synopsis, "```"]

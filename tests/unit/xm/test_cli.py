@@ -21,7 +21,7 @@ from .fake import FakeClient
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    root = click.Context(cli, info_name="xm")
+    root = click.Context(cli, info_name="xm", **cli.context_settings)
     for name in SUMMARIES:
         found = cli.get_command(root, name)
         assert found is not None
@@ -99,7 +99,9 @@ def test_help(xm: Xm) -> None:
     everything = xm("help").out
     assert all(f"\n  {name} " in everything for name in SUMMARIES)
     assert xm("--help").out == everything
-    assert xm("help", "create").out == xm("create", "-h").out
+    called = xm("create", "-h")
+    assert (called.status, called.err) == (0, "")
+    assert xm("help", "create").out == called.out
     assert xm("help", "nothing").status == 2
     assert xm().status == 2
     assert xm("--version").out == "xm 0.1.0\n"
