@@ -223,8 +223,12 @@ class TriggerRequest(Struct, forbid_unknown_fields=True):
     """None: all, or whichever it is for."""
 
 
+HostPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
+"""An absolute path on xend's machine."""
+
+
 class DumpRequest(Struct, forbid_unknown_fields=True):
-    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")] | None = None
+    path: HostPath | None = None
     """An absolute path on xend's machine; None: one in xend's own folder."""
     live: bool = False
     """Don't pause the guest; the memory in the core is then of no one moment."""
@@ -243,12 +247,8 @@ class CoreDump(Struct):
     """What it takes on the disk: pages of zeros take nothing."""
 
 
-SavedPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
-"""An absolute path on xend's machine."""
-
-
 class SaveRequest(Struct, forbid_unknown_fields=True):
-    path: SavedPath
+    path: HostPath
     checkpoint: bool = False
     """Let the domain go on afterwards, rather than end it."""
 
@@ -262,7 +262,7 @@ class SavedState(Struct):
 
 
 class RestoreRequest(Struct, forbid_unknown_fields=True):
-    path: SavedPath
+    path: HostPath
     paused: bool = False
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import uuid
 from pathlib import Path
 
 import pexpect
 
 from tests.guest.host import Host, type_line, wait_for
+from tests.guest.test_lifecycle import make_disk
 
 _COUNTER = "(n=0; while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.05; done) &"
 _UNBROKEN = "seq $(wc -l < /tmp/n) > /tmp/s; head -n $(wc -l < /tmp/s) /tmp/n | cmp - /tmp/s && echo unbroken"
@@ -42,10 +42,7 @@ def _counts_on(host: Host, last: int) -> int:
 
 
 def test_a_guest_goes_on_where_it_was_saved(host: Host) -> None:
-    disk = host.root / "data.img"
-    with disk.open("wb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(disk)], check=True)
+    disk = make_disk(host.root / "data.img", 16)
     host.xm("create", "image=tiny", "name=web", "memory=192", "vcpus=2", f"disk=file:{disk},xvda,w")
     console = host.ready("web")
     type_line(console, "mkdir -p /data && mount /dev/xvda /data")

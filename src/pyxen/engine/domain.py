@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_info(directory: Path) -> StartedInfo:
         return StartedInfo()
 
 
-class ProcessDomain:
+class ProcessDomain(ABC):
     """One domain's process. Made on xend's event loop.
 
     ``pid`` None: there is no process any more, ``events`` alone tell what happened.
@@ -176,11 +177,18 @@ class ProcessDomain:
         online = self._events.fate.online
         return range(self.spec.config.vcpus) if online is None else online
 
+    @abstractmethod
+    async def pause(self) -> None: ...
+
+    @abstractmethod
+    async def unpause(self) -> None: ...
+
     async def freeze(self) -> None:
-        raise self._unsaveable()
+        if not self.paused:
+            await self.pause()
 
     async def thaw(self) -> None:
-        raise self._unsaveable()
+        await self.unpause()
 
     async def machine(self) -> str:
         raise self._unsaveable()

@@ -162,13 +162,6 @@ class FakeDomain(ProcessDomain):
             raise Unsupported(f"'{self.spec.config.name}' dumps no core")
         await asyncio.to_thread(os.write, file, b"\x7fELF" + b"\0" * 60)
 
-    async def freeze(self) -> None:
-        if not self.paused:
-            await self.pause()
-
-    async def thaw(self) -> None:
-        await self.unpause()
-
     async def machine(self) -> str:
         return "fake-1"
 

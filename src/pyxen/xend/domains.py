@@ -21,7 +21,7 @@ from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
 from pyxen.xend.prepare import complete
-from pyxen.xend.records import DOMAIN_0, Records
+from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, now
 from pyxen.xend.saving import Saving
 from pyxen.xend.store import Origin, Phase, Record
@@ -35,10 +35,10 @@ class Domains:
     def __init__(self, life: Life, ring: Ring) -> None:
         self._life = life
         self._registry = life.registry
-        self._records = Records(life.registry, life.store)
+        self._records = life.records
         self._ring = ring
         self.events = life.events
-        self._saving = Saving(life, self._records)
+        self._saving = Saving(life)
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking

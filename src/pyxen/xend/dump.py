@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from pyxen.engine.contract import RunningDomain
-from pyxen.errors import InvalidRequest
+from pyxen.xend.part import name_part, open_part, part_path
 
 
 async def write_core(process: RunningDomain, path: Path, *, live: bool = False) -> int:
@@ -17,17 +17,12 @@ async def write_core(process: RunningDomain, path: Path, *, live: bool = False) 
 
     Raises InvalidRequest if the file can't be made, and whatever the engine raises; then nothing is left.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        # The domain's process may not be allowed to open it: it gets the descriptor.
-        fd = await asyncio.to_thread(
-            os.open, part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+    part = part_path(path, uuid.uuid4().hex)
+    # The domain's process may not be allowed to open it: it gets the descriptor.
+    fd = await asyncio.to_thread(open_part, part, path)
     try:
         await process.dump_core(fd, live=live)
-        await asyncio.to_thread(_finish, part, path)
+        await asyncio.to_thread(name_part, part, path)
         return os.fstat(fd).st_blocks * 512
     except BaseException:
         with contextlib.suppress(OSError):
@@ -35,10 +30,3 @@ async def write_core(process: RunningDomain, path: Path, *, live: bool = False) 
         raise
     finally:
         os.close(fd)
-
-
-def _finish(part: Path, path: Path) -> None:
-    try:
-        part.replace(path)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error

@@ -35,6 +35,7 @@ from pyxen.xend.console import Console
 from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
 from pyxen.xend.prepare import Prepared, prepare
+from pyxen.xend.records import Records
 from pyxen.xend.registry import Live, Registry, now, renamed
 from pyxen.xend.settings import Settings
 from pyxen.xend.store import Origin, Phase, Record, Store
@@ -68,6 +69,7 @@ class Life:
         self.images = images
         self.log = log
         self.registry = Registry()
+        self.records = Records(self.registry, store)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def directory(self, domid: int) -> Path:

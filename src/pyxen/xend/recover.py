@@ -16,7 +16,6 @@ from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
 from pyxen.xend import saving
 from pyxen.xend.life import Life
-from pyxen.xend.records import Records
 from pyxen.xend.store import Origin, Phase, Record
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -85,7 +84,7 @@ async def _repeat_order(life: Life, record: Record, process: RunningDomain) -> N
     """An order was written down before it was carried out, so it may not have been."""
     async with life.registry.lock(record.uuid):
         if record.intended is not None and record.intended.startswith(f"{saving.SAVE} "):
-            await saving.finish(life, Records(life.registry, life.store), record)
+            await saving.finish(life, record)
         elif record.intended == "destroy":
             await life.end(record, ShutdownReason.DESTROYED)
         elif record.intended is not None and process.stopped is None:

@@ -18,10 +18,10 @@ import msgspec
 from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.model import DomainConfig
-from pyxen.errors import Conflict, EngineError, InvalidRequest, PyxenError
+from pyxen.errors import Conflict, InvalidRequest, PyxenError
 from pyxen.xend import saved
 from pyxen.xend.life import Life
-from pyxen.xend.records import Records
+from pyxen.xend.part import name_part, open_part, part_path
 from pyxen.xend.registry import Live, now
 from pyxen.xend.store import Origin, Phase, Record
 
@@ -32,9 +32,9 @@ SAVE = "save"
 class Saving:
     """Carries out saves and restores."""
 
-    def __init__(self, life: Life, records: Records) -> None:
+    def __init__(self, life: Life) -> None:
         self._life = life
-        self._records = records
+        self._records = life.records
 
     async def save(self, ref: str, request: api.SaveRequest) -> api.SavedState:
         """Write the domain's state to a file; the domain ends, or goes on with ``checkpoint``.
@@ -116,15 +116,8 @@ class Saving:
             return await self._life.build(
                 record, Origin.START, paused=paused, state=out, machine=head.machine, engine=head.engine
             )
-        except PyxenError as error:
-            os.close(out)  # whoever still writes sees that nobody reads
-            out = -1
-            if isinstance(damage := (await asyncio.gather(pump, return_exceptions=True))[0], InvalidRequest):
-                raise damage from error
-            raise
         finally:
-            if out >= 0:
-                os.close(out)
+            os.close(out)  # whoever still writes sees that nobody reads
             await asyncio.gather(pump, return_exceptions=True)
 
     async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
@@ -134,7 +127,7 @@ class Saving:
         await self._records.change(record, intended=intended)
 
 
-async def finish(life: Life, records: Records, record: Record) -> None:
+async def finish(life: Life, record: Record) -> None:
     """End or undo a save that an earlier xend was about. The record's lock is held."""
     _, save_id, after, *rest = (record.intended or "").split(" ", 3)
     path = Path(rest[0])
@@ -152,7 +145,7 @@ async def finish(life: Life, records: Records, record: Record) -> None:
     life.log.warning("saving was cut short: the domain goes on", name=record.name, path=str(path))
     if after == "go-on" and live.process.stopped is None:
         await live.process.thaw()
-    await records.change(record, intended=None)
+    await life.records.change(record, intended=None)
 
 
 def _as_built(record: Record, live: Live) -> DomainConfig:
@@ -167,23 +160,15 @@ def _as_built(record: Record, live: Live) -> DomainConfig:
     )
 
 
-def part_path(path: Path, save_id: str) -> Path:
-    """Where the file grows until it is whole."""
-    return path.with_name(f".{path.name}.{save_id[:8]}.part")
-
-
 def _make(part: Path, path: Path) -> int:
     if path.is_dir():
         raise InvalidRequest(f"{path} is a folder", hint="Name a file in it.")
-    try:
-        return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
+    return open_part(part, path)
 
 
 def _name(part: Path, path: Path) -> None:
+    name_part(part, path)
     try:
-        part.replace(path)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -225,7 +210,5 @@ def _pump(path: Path, start: int, into: int) -> None:
 
     try:
         saved.read_state(path, start, write)
-    except BrokenPipeError:
-        raise EngineError("the monitor has stopped reading") from None
     finally:
         os.close(into)

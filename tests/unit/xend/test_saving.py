@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pyxen.api import PowerState, RestoreRequest, SaveRequest
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
-from pyxen.xend import saved, saving
+from pyxen.xend import saved
+from pyxen.xend.part import part_path
 from pyxen.xend.store import Phase
 from tests.unit.xend.conftest import describe
 from tests.unit.xend.test_life import Boot, create, until
@@ -160,7 +161,7 @@ async def test_a_xend_killed_while_saving_ends_or_undoes_it(boot: Boot, tmp_path
     path = tmp_path / "web.saved"
     await xend.domains.save("web", SaveRequest(path=str(path), checkpoint=True))
     save_id = saved.read_head(path)[0].save_id if whole else "b" * 32
-    saving.part_path(path, save_id).write_bytes(b"half")
+    part_path(path, save_id).write_bytes(b"half")
     record = xend.life.registry.find("web")
     record.intended = f"save {save_id} go-on {path}"
     await xend.life.store.save(record)

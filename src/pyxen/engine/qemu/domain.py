@@ -138,13 +138,6 @@ class QemuDomain(ProcessDomain):
             raise Unsupported("QEMU pauses a guest while it dumps its core", hint="Leave --live out.")
         await self._execute("dump-guest-memory", {"paging": False, "protocol": "fd:core"}, fd=("core", file))
 
-    async def freeze(self) -> None:
-        if not self.paused:
-            await self.pause()
-
-    async def thaw(self) -> None:
-        await self.unpause()
-
     async def machine(self) -> str:
         kind: str = await self._execute("qom-get", {"path": "/machine", "property": "type"})
         return kind.removesuffix("-machine")

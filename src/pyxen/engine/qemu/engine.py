@@ -96,9 +96,10 @@ class QemuEngine:
         self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
     ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
+        stopped = paused or state is not None
         launching = asyncio.ensure_future(
             asyncio.to_thread(
-                launch, spec, directory, accelerator=accelerator, paused=paused, incoming=state is not None
+                launch, spec, directory, accelerator=accelerator, paused=stopped, incoming=state is not None
             )
         )
         try:
@@ -110,7 +111,7 @@ class QemuEngine:
             raise
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
-            await domain.settle(_READY_S, paused=paused or state is not None)
+            await domain.settle(_READY_S, paused=stopped)
             if state is not None:
                 await domain.load_state(state, paused=paused)
         except EngineError as error:

@@ -60,7 +60,7 @@ def launch(
 ) -> tuple[int, StartedInfo]:
     """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process.
 
-    ``incoming``: it waits for a guest's state, and is told of that and of what follows later.
+    ``incoming`` (always ``paused``, too): it waits for a guest's state, and is told of that later.
     """
     info = StartedInfo(accelerator=accelerator)
     try:
@@ -144,7 +144,7 @@ def _give_commands(config: DomainConfig, directory: Path, paused: bool, *, incom
     commands: list[dict[str, object]] = [{"execute": "qmp_capabilities", "id": READY_ID}]
     if balloons(config) and not incoming:
         commands.append({"execute": "balloon", "arguments": {"value": config.memory << 20}, "id": "balloon"})
-    if not paused and not incoming:
+    if not paused:
         commands.append({"execute": "cont", "id": "cont"})
     os.write(fd, b"".join(map(msgspec.json.encode, commands)))
     return fd
