@@ -112,6 +112,7 @@ class Life:
         origin: Origin,
         *,
         paused: bool,
+        config: DomainConfig | None = None,
         state: int | None = None,
         machine: str | None = None,
         engine: str | None = None,
@@ -119,19 +120,21 @@ class Life:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
-        halted. With ``state`` the guest goes on from what is read there, on this ``engine`` and model of a ``machine``.
+        halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
+        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``.
         """
+        before, config = record.config, config or record.config
         record.origin = origin
         prepared: Prepared | None = None
         process: RunningDomain | None = None
         try:
             # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
-            chosen, warnings = await asyncio.to_thread(self._choose, record.config, engine)
+            chosen, warnings = await asyncio.to_thread(self._choose, config, engine)
             domid = await self.store.begin_build(record)
             prepared = await asyncio.to_thread(
                 prepare,
-                record.config,
+                config,
                 roots=self.roots,
                 images=self.images,
                 running=list(self.registry.running_specs()),
@@ -140,12 +143,13 @@ class Life:
             directory = await asyncio.to_thread(self._make_directory, spec)
             process = await chosen.start(spec, directory, paused=paused, state=state)
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
-            record.started_at, record.intended = now(), None
+            record.started_at, record.intended, record.config = now(), None, config
             await self.store.save(record)
         except BaseException as error:
             if process is not None:
                 await process.destroy()
                 process.close()
+            record.config = before
             await self._undo(record, prepared, error)
             raise
         self._hold(record, spec, process)

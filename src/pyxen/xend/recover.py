@@ -83,7 +83,7 @@ async def _find_again(life: Life, record: Record, *, same_boot: bool) -> None:
 async def _repeat_order(life: Life, record: Record, process: RunningDomain) -> None:
     """An order was written down before it was carried out, so it may not have been."""
     async with life.registry.lock(record.uuid):
-        if record.intended is not None and record.intended.startswith(f"{saving.SAVE} "):
+        if record.intended is not None and record.intended.startswith(saving.KINDS):
             await saving.finish(life, record)
         elif record.intended == "destroy":
             await life.end(record, ShutdownReason.DESTROYED)

@@ -2,7 +2,8 @@
 
 The order of the steps makes SIGKILL harmless. Before the guest is stopped the record says what is being saved and
 where (``intended``). The file gets its name only when it is whole and on the disk, and the domain ends only after
-that. A xend that finds such a record looks for the file: if it is there the domain is ended, else it goes on.
+that. A xend that finds such a record looks for the file: if it is there the domain is ended, else it goes on. After a
+checkpoint it goes on in any case.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import msgspec
 from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.model import DomainConfig
-from pyxen.errors import Conflict, InvalidRequest, PyxenError
+from pyxen.errors import Conflict, EngineError, InvalidRequest, PyxenError
 from pyxen.xend import saved
 from pyxen.xend.life import Life
 from pyxen.xend.part import name_part, open_part, part_path
 from pyxen.xend.registry import Live, now
 from pyxen.xend.store import Origin, Phase, Record
 
-SAVE = "save"
-"""The first word of ``Record.intended`` while a domain is being saved; then ID, what follows (end or go-on), PATH."""
+SAVE, CHECKPOINT = "save", "checkpoint"
+"""The first word of ``Record.intended`` while a domain is being saved; then ID, the guest's fate if it isn't ended
+(go-on or stay), PATH."""
+KINDS = (f"{SAVE} ", f"{CHECKPOINT} ")
+"""How ``Record.intended`` begins where :func:`finish` knows what to do."""
 
 
 class Saving:
@@ -61,20 +65,29 @@ class Saving:
             fd = await asyncio.to_thread(_make, part, path)
             before, was_paused = record.intended, live.process.paused
             try:
-                after = "stay" if was_paused else "go-on"
-                await self._records.change(record, intended=f"{SAVE} {save_id} {after} {path}")
+                kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_paused else "go-on"
+                await self._records.change(record, intended=f"{kind} {save_id} {after} {path}")
                 await live.process.freeze()
                 size = await _stream(live, head, fd)
                 await asyncio.to_thread(_name, part, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     part.unlink()
-                await self._go_on(record, live, before, was_paused=was_paused)
+                try:
+                    await self._go_on(record, live, before, was_paused=was_paused)
+                except PyxenError as error:  # what went wrong first is what the caller hears of
+                    self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
                 raise
             finally:
                 os.close(fd)
             if request.checkpoint:
-                await self._go_on(record, live, before, was_paused=was_paused)
+                try:
+                    await self._go_on(record, live, before, was_paused=was_paused)
+                except PyxenError as error:
+                    raise EngineError(
+                        f"'{record.name}' is saved to {path}, but doesn't go on: {error.message}",
+                        hint=f"Try: xm unpause {record.name}",
+                    ) from error
             else:
                 await self._life.end(record, ShutdownReason.SUSPEND)
             self._life.tell("domain-saved", record, path=str(path), checkpoint=request.checkpoint)
@@ -104,7 +117,6 @@ class Saving:
                     f"Domain '{record.name}' exists already, with ID '{record.domid}'",
                     hint="It can be restored when it is gone: xm destroy ends it.",
                 )
-            record.config = head.config
             warnings = await self._load(record, head, path, start, paused=request.paused)
             self._life.tell("domain-restored", record, path=str(path))
         return record, warnings
@@ -114,31 +126,34 @@ class Saving:
         pump = asyncio.create_task(asyncio.to_thread(_pump, path, start, into))
         try:
             return await self._life.build(
-                record, Origin.START, paused=paused, state=out, machine=head.machine, engine=head.engine
+                record,
+                Origin.START,
+                paused=paused,
+                # It may have been renamed since: what it owns goes by its name.
+                config=msgspec.structs.replace(head.config, name=record.name),
+                state=out,
+                machine=head.machine,
+                engine=head.engine,
             )
         finally:
             os.close(out)  # whoever still writes sees that nobody reads
             await asyncio.gather(pump, return_exceptions=True)
 
     async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
-        if not was_paused and live.process.stopped is None:
-            with contextlib.suppress(PyxenError):
+        try:
+            if not was_paused and live.process.stopped is None:
                 await live.process.thaw()
-        await self._records.change(record, intended=intended)
+        finally:
+            await self._records.change(record, intended=intended)
 
 
 async def finish(life: Life, record: Record) -> None:
     """End or undo a save that an earlier xend was about. The record's lock is held."""
-    _, save_id, after, *rest = (record.intended or "").split(" ", 3)
+    kind, save_id, after, *rest = (record.intended or "").split(" ", 3)
     path = Path(rest[0])
     with contextlib.suppress(OSError):
         part_path(path, save_id).unlink()
-    try:
-        head, _ = await asyncio.to_thread(saved.read_head, path)
-        whole = head.save_id == save_id
-    except PyxenError:
-        whole = False
-    if whole:
+    if kind == SAVE and await asyncio.to_thread(_is_whole, path, save_id):
         await life.end(record, ShutdownReason.SUSPEND)
         return
     live = life.registry.live[record.uuid]
@@ -146,6 +161,13 @@ async def finish(life: Life, record: Record) -> None:
     if after == "go-on" and live.process.stopped is None:
         await live.process.thaw()
     await life.records.change(record, intended=None)
+
+
+def _is_whole(path: Path, save_id: str) -> bool:
+    try:
+        return saved.read_head(path)[0].save_id == save_id
+    except PyxenError:
+        return False
 
 
 def _as_built(record: Record, live: Live) -> DomainConfig:

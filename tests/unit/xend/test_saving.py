@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxen.api import PowerState, RestoreRequest, SaveRequest
-from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
-from pyxen.xend import saved
+from pyxen.api import CreateRequest, PowerState, RestoreRequest, SaveRequest
+from pyxen.engine.contract import RunningDomain
+from pyxen.engine.fake import FakeDomain, FakeEngine
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
+from pyxen.xend import saved, saving
 from pyxen.xend.part import part_path
 from pyxen.xend.store import Phase
-from tests.unit.xend.conftest import describe
+from tests.unit.xend.conftest import Xend, describe
 from tests.unit.xend.test_life import Boot, create, until
 
 pytestmark = pytest.mark.anyio
@@ -154,8 +156,9 @@ async def test_a_damaged_state_starts_nothing(boot: Boot, tmp_path: Path) -> Non
         xend.domains.get("web")
 
 
+@pytest.mark.parametrize("kind", ["save", "checkpoint"])
 @pytest.mark.parametrize("whole", [False, True])
-async def test_a_xend_killed_while_saving_ends_or_undoes_it(boot: Boot, tmp_path: Path, whole: bool) -> None:
+async def test_a_xend_killed_while_saving_ends_or_undoes_it(boot: Boot, tmp_path: Path, whole: bool, kind: str) -> None:
     xend = await boot()
     await create(xend)
     path = tmp_path / "web.saved"
@@ -163,16 +166,91 @@ async def test_a_xend_killed_while_saving_ends_or_undoes_it(boot: Boot, tmp_path
     save_id = saved.read_head(path)[0].save_id if whole else "b" * 32
     part_path(path, save_id).write_bytes(b"half")
     record = xend.life.registry.find("web")
-    record.intended = f"save {save_id} go-on {path}"
+    record.intended = f"{kind} {save_id} go-on {path}"
     await xend.life.store.save(record)
     await xend.domains.pause("web")
     await xend.die()
     again = await boot()
     await asyncio.wait_for(again.life.settle(), 30)
     assert list(tmp_path.iterdir()) == [path]
-    if whole:
+    if whole and kind == "save":
         assert "web" not in [domain.name for domain in again.domains.list()]
     else:
         assert again.life.registry.find("web").phase is Phase.RUNNING
         assert again.life.registry.find("web").intended is None
         assert not again.process("web").paused
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+async def test_the_record_says_what_a_save_is_for(
+    boot: Boot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    xend = await boot()
+    await create(xend)
+    said: list[str | None] = []
+    freeze = FakeDomain.freeze
+
+    async def look(process: FakeDomain) -> None:
+        said.append(xend.life.registry.find("web").intended)
+        await freeze(process)
+
+    monkeypatch.setattr(FakeDomain, "freeze", look)
+    await xend.domains.save("web", SaveRequest(path=str(tmp_path / "s"), checkpoint=checkpoint))
+    (intended,) = said
+    assert str(intended).split(" ")[0] == ("checkpoint" if checkpoint else "save")
+    assert str(intended).startswith(saving.KINDS)
+
+
+async def test_a_guest_that_does_not_go_on_after_a_checkpoint_is_told_of(
+    boot: Boot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xend = await boot()
+    await create(xend)
+
+    async def stuck(process: FakeDomain) -> None:
+        raise EngineError("it is stuck")
+
+    monkeypatch.setattr(FakeDomain, "thaw", stuck)
+    path = tmp_path / "web.saved"
+    with pytest.raises(EngineError, match=r"'web' is saved to .*, but doesn't go on: it is stuck") as refused:
+        await xend.domains.save("web", SaveRequest(path=str(path), checkpoint=True))
+    assert refused.value.hint == "Try: xm unpause web"
+    assert _read(path)
+    assert xend.life.registry.find("web").intended is None
+
+
+async def managed_and_saved(xend: Xend, path: Path) -> None:
+    await xend.domains.create(CreateRequest(config=describe("web", memory=64), managed=True))
+    await xend.domains.start("web", paused=False)
+    await xend.domains.save("web", SaveRequest(path=str(path)))
+
+
+async def test_a_managed_domain_keeps_the_name_that_it_has_got_since(boot: Boot, tmp_path: Path) -> None:
+    xend, path = await boot(), tmp_path / "web.saved"
+    await managed_and_saved(xend, path)
+    await xend.domains.rename("web", "shop")
+    back = await xend.domains.restore(RestoreRequest(path=str(path)))
+    assert (back.name, xend.life.registry.find("shop").config.name) == ("shop", "shop")
+    assert xend.process("shop").spec.config.name == "shop"
+
+
+async def test_a_restore_that_fails_leaves_the_description_as_it_was(
+    boot: Boot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xend, path = await boot(), tmp_path / "web.saved"
+    await managed_and_saved(xend, path)
+    await xend.domains.set_memory("web", 32)
+    start = FakeEngine.start
+
+    async def refuse(*_arguments: object, **_keys: object) -> RunningDomain:
+        raise EngineError("not today")
+
+    monkeypatch.setattr(FakeEngine, "start", refuse)
+    with pytest.raises(EngineError, match="not today"):
+        await xend.domains.restore(RestoreRequest(path=str(path)))
+    monkeypatch.setattr(FakeEngine, "start", start)
+    (stored,) = await xend.life.store.records()
+    assert (stored.phase, stored.config.memory) == (Phase.HALTED, 32)
+    assert xend.life.registry.find("web").config.memory == 32
+    await xend.domains.restore(RestoreRequest(path=str(path)))
+    assert xend.life.registry.find("web").config.memory == 64
