@@ -22,6 +22,8 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/set-vcpus  SetVcpusRequest → 202 Domain      (asks the guest, as the next two do)
     POST   /v1/domains/{domain}/set-memory SetMemoryRequest → 202 Domain
     POST   /v1/domains/{domain}/set-maxmem SetMaxmemRequest → Domain
+    POST   /v1/domains/{domain}/pin-vcpus  PinVcpusRequest → Domain
+    POST   /v1/domains/{domain}/set-credit SetCreditRequest → Domain
     POST   /v1/domains/{domain}/sysrq      SysrqRequest → 202 Domain
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
@@ -57,7 +59,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from pyxen.config.model import DomainConfig, Mib, Name, VcpuCount
+from pyxen.config.model import CpuCap, CpuList, CpuWeight, DomainConfig, Mib, Name, VcpuCount
 
 API_VERSION = "v1"
 
@@ -126,6 +128,8 @@ class Vcpu(Struct):
     time_s: float
     affinity: list[int] | None = None
     """Host CPUs it may run on; None: any."""
+    soft_affinity: list[int] | None = None
+    """Host CPUs it should prefer, as far as anybody minds; None: any."""
 
 
 class VcpuList(Struct):
@@ -211,6 +215,22 @@ class SetMemoryRequest(Struct, forbid_unknown_fields=True):
 class SetMaxmemRequest(Struct, forbid_unknown_fields=True):
     maxmem_mib: Mib
     """The most that may be asked for. A running domain can't get more than it was started for."""
+
+
+class PinVcpusRequest(Struct, forbid_unknown_fields=True):
+    vcpu: Annotated[int, Meta(ge=0, le=511)] | None = None
+    """None: all."""
+    cpus: CpuList | None = None
+    """Where it may run; None: as it is."""
+    cpus_soft: CpuList | None = None
+    """Where it should run; kept and shown, since Linux has no such preference. None: as it is."""
+
+
+class SetCreditRequest(Struct, forbid_unknown_fields=True):
+    weight: CpuWeight | None = None
+    """Against other domains' where CPUs are busy; None: as it is."""
+    cap: CpuCap | None = None
+    """In percent of one CPU, 0: no limit; None: as it is."""
 
 
 class SysrqRequest(Struct, forbid_unknown_fields=True):
@@ -344,7 +364,7 @@ class Event(Struct, omit_defaults=True):
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
-    -maxmem-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
+    -maxmem-set, -vcpus-pinned, -credit-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
     -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; xend-started, xend-stopping;
     events-lost (older ones are no longer kept)."""
     domid: int | None = None

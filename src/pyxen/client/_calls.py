@@ -176,6 +176,14 @@ def set_maxmem(ref: str, maxmem_mib: int) -> Call[api.Domain]:
     return _post(ref, "set-maxmem", api.SetMaxmemRequest(maxmem_mib=maxmem_mib))
 
 
+def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) -> Call[api.Domain]:
+    return _post(ref, "pin-vcpus", api.PinVcpusRequest(vcpu=vcpu, cpus=cpus, cpus_soft=soft))
+
+
+def set_credit(ref: str, weight: int | None, cap: int | None) -> Call[api.Domain]:
+    return _post(ref, "set-credit", api.SetCreditRequest(weight=weight, cap=cap))
+
+
 def sysrq(ref: str, key: str) -> Call[api.Domain]:
     return _post(ref, "sysrq", api.SysrqRequest(key=key))
 

@@ -104,6 +104,19 @@ class AsyncClient:
         """Set the most memory that the domain may be given."""
         return await self._call(_calls.set_maxmem(ref, maxmem_mib))
 
+    async def pin_vcpus(
+        self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None
+    ) -> api.Domain:
+        """Say which of the host's CPUs a VCPU (None: each) may run on, and should: ``0-3,^1``, ``all``, ``nodes:0``.
+
+        None leaves it as it is. What the host can't hold the domain to is in the answer's ``warnings``.
+        """
+        return await self._call(_calls.pin_vcpus(ref, vcpu, cpus, soft))
+
+    async def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> api.Domain:
+        """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
+        return await self._call(_calls.set_credit(ref, weight, cap))
+
     async def sysrq(self, ref: str, key: str) -> api.Domain:
         """Press SysRq and ``key`` in the guest."""
         return await self._call(_calls.sysrq(ref, key))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from pyxen.config import cpulist
 from pyxen.config.model import (
     Disk,
     DiskAccess,
@@ -36,7 +37,8 @@ def check(config: DomainConfig) -> list[str]:
     _disks(config)
     _vifs(config)
     _address("vnclisten", config.vnclisten)
-    return list(chain(_boot_warnings(config), _type_warnings(config), _disk_warnings(config), _net_warnings(config)))
+    warnings = (_boot_warnings, _cpu_warnings, _type_warnings, _disk_warnings, _net_warnings)
+    return list(chain.from_iterable(each(config) for each in warnings))
 
 
 def _identity(config: DomainConfig) -> None:
@@ -53,6 +55,14 @@ def _amounts(config: DomainConfig) -> None:
         )
     if config.maxvcpus is not None and config.maxvcpus < config.vcpus:
         raise ConfigError(f"maxvcpus ({config.maxvcpus}) must not be less than vcpus ({config.vcpus})", key="maxvcpus")
+    most = 100 * max(config.vcpus, config.maxvcpus or 0)
+    if config.cpu_cap > most:
+        raise ConfigError(
+            f"Cpu cap out of range, valid range is from 0 to {most} for specified number of vcpus", key="cpu_cap"
+        )
+    for key, lists in (("cpus", config.cpus), ("cpus_soft", config.cpus_soft)):
+        for text in lists:
+            cpulist.parse(text, key)
 
 
 def _boot(config: DomainConfig) -> None:
@@ -132,6 +142,14 @@ def _boot_warnings(config: DomainConfig) -> Iterator[str]:
     length = len(command_line(config).encode())
     if length > _COMMAND_LINE:
         yield f"the kernel's command line has {length} bytes; Linux keeps {_COMMAND_LINE}"
+
+
+def _cpu_warnings(config: DomainConfig) -> Iterator[str]:
+    for key, lists in (("cpus", config.cpus), ("cpus_soft", config.cpus_soft)):
+        if 1 < len(lists) < config.vcpus:
+            yield f"{key} has lists for {len(lists)} of {config.vcpus} VCPUs; the others may run anywhere"
+        elif len(lists) > max(config.vcpus, config.maxvcpus or 0, 1):
+            yield f"{key} has {len(lists)} lists, more than the domain can have VCPUs"
 
 
 def _type_warnings(config: DomainConfig) -> Iterator[str]:

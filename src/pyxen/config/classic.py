@@ -9,6 +9,7 @@ ALIASES: dict[str, str] = {
     "bios": "`firmware`: `seabios` and `rombios` are bios, `ovmf` is uefi",
     "stdvga": "`vga`",
     "nographic": "`vga`: 1 is none",
+    "cap": "`cpu_cap`",
     "vfb": "`vnc`, `vnclisten` and `vncdisplay`",
     "ip": "the kernel's `ip=`, put before `extra`",
     "netmask": "the kernel's `ip=`",
@@ -23,7 +24,7 @@ ALIASES: dict[str, str] = {
 
 # Without a reason of its own, a key is listed by what it is about.
 _WITHOUT_EFFECT = {
-    "scheduling": "pool cpu cpus cpus_soft cpu_cap cap cpu_weight vcpu_avail period slice latency extratime",
+    "scheduling": "pool cpu vcpu_avail period slice latency extratime",
     "memory": "shadow_memory memory_sharing superpages vnuma claim mmio_hole",
     "life cycle": "on_watchdog on_soft_reset on_xend_start on_xend_stop target nomigrate xend_suspend_evtchn_compat",
     "boot loaders and firmware files": (
@@ -71,6 +72,7 @@ REASONS: dict[str, str] = {
     "device_model": "QEMU is found by xend itself",
     "loader": "the firmware is chosen by `firmware`",
     "nics": "write one entry in `vif` for each interface",
+    "cpu": "use `cpus`",
     "vcpu_avail": "use `vcpus` and `maxvcpus`",
     "cdrom": "write it in `disk`: 'file:/cd.iso,hdc:cdrom,r'",
 }

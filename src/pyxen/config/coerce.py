@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pyxen.config.cpulist import ALL
 from pyxen.config.disk import parse_disk
 from pyxen.config.fold import Value
 from pyxen.config.keys import Key, Kind
@@ -133,6 +134,14 @@ def _words(key: Key, value: Value, context: Context) -> list[str]:
     return [word for word in words if word]
 
 
+def _cpus(key: Key, value: Value, context: Context) -> list[str]:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    # xl takes cpus = [2, 3], and cpus = 2.
+    texts = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in items]
+    lists = ["".join(text.lower().split()) for text in _list(key, texts)]
+    return [] if lists == [""] else [each or ALL for each in lists]
+
+
 def _disks(key: Key, value: Value, context: Context) -> list[object]:
     texts = [] if value == "" else _list(key, value)
     return [parse_disk(text, base=context.base) for text in texts]
@@ -152,4 +161,5 @@ _READERS: dict[Kind, Callable[[Key, Value, Context], object]] = {
     Kind.WORDS: _words,
     Kind.DISKS: _disks,
     Kind.VIFS: _vifs,
+    Kind.CPUS: _cpus,
 }

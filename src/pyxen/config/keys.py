@@ -23,6 +23,8 @@ class Kind(Enum):
     WORDS = "words"
     DISKS = "disks"
     VIFS = "vifs"
+    CPUS = "cpus"
+    """Lists of the host's CPUs: one for all VCPUs, or one for each."""
 
 
 class Key(NamedTuple):
@@ -41,6 +43,7 @@ class Key(NamedTuple):
 
 _ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy", "coredump-restart")
 _MIB = "a number of MiB from 1 to 16777216"
+_CPUS = "a list of CPUs such as '0-3,^1', or a list with one for each VCPU"
 _COUNT = "a whole number from 1 to 512"
 
 GENERAL, RESOURCES, BOOT, DEVICES, EVENTS, HVM = (
@@ -101,6 +104,38 @@ _TABLE = (
     Key("maxmem", RESOURCES, Kind.MIB, _MIB, "Most memory it may ever get; not set: `memory`.", 'maxmem = "2G"'),
     Key("vcpus", RESOURCES, Kind.NUMBER, _COUNT, "VCPUs online at start.", "vcpus = 2"),
     Key("maxvcpus", RESOURCES, Kind.NUMBER, _COUNT, "Most VCPUs it may ever get; not set: `vcpus`.", "maxvcpus = 4"),
+    Key(
+        "cpus",
+        RESOURCES,
+        Kind.CPUS,
+        _CPUS,
+        "The host's CPUs that its VCPUs may run on: one list for all of them, or one for each; see *CPUs* below.",
+        'cpus = "0-3,^1"',
+    ),
+    Key(
+        "cpus_soft",
+        RESOURCES,
+        Kind.CPUS,
+        _CPUS,
+        "CPUs that they should prefer. Linux has no such preference: it is kept, and shown by `xm vcpu-list`.",
+        'cpus_soft = ["0", "1"]',
+    ),
+    Key(
+        "cpu_weight",
+        RESOURCES,
+        Kind.NUMBER,
+        "a whole number from 1 to 65535",
+        "Its share of busy CPUs: one with 512 gets twice as much as one with 256.",
+        "cpu_weight = 512",
+    ),
+    Key(
+        "cpu_cap",
+        RESOURCES,
+        Kind.NUMBER,
+        "a percentage of one CPU from 0 (no limit) to 51200",
+        "The most CPU time it gets, in percent of one CPU, also where CPUs are idle; 0: no limit.",
+        "cpu_cap = 50",
+    ),
     Key(
         "image",
         BOOT,

@@ -20,6 +20,7 @@ UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(
 INTERFACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$(?!\n)"
 IPV4_PATTERN = r"^[0-9.]{7,15}$(?!\n)"
 VDEV_PATTERN = r"^(xvd|sd|hd|vd)[a-z]{1,2}[0-9]{0,3}$(?!\n)"
+CPUS_PATTERN = r"^[a-z0-9:,^-]+$(?!\n)"
 BOOT_PATTERN = r"^[acdn]{0,4}$(?!\n)"
 MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$(?!\n)"
 
@@ -28,6 +29,10 @@ Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Mib = Annotated[int, Meta(ge=1, le=16 * 1024 * 1024, description="in MiB")]
 VcpuCount = Annotated[int, Meta(ge=1, le=512)]
+CpuList = Annotated[str, Meta(max_length=1024, pattern=CPUS_PATTERN, description="0-3,^1, all or nodes:0")]
+CpuLists = Annotated[tuple[CpuList, ...], Meta(max_length=512)]
+CpuWeight = Annotated[int, Meta(ge=1, le=65535)]
+CpuCap = Annotated[int, Meta(ge=0, le=51200, description="in percent of one CPU, 0: none")]
 UsbDevice = Annotated[str, Meta(pattern=r"^(tablet|mouse|keyboard)$(?!\n)")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -135,6 +140,14 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     vcpus: VcpuCount = 1
     """VCPUs online at start."""
     maxvcpus: VcpuCount | None = None
+    cpus: CpuLists = ()
+    """The host's CPUs that VCPUs may run on: one list for all, or one for each. Empty: any."""
+    cpus_soft: CpuLists = ()
+    """The same, where they should run rather than elsewhere. Linux has no such thing: it is kept and shown."""
+    cpu_weight: CpuWeight = 256
+    """The domain's share of busy CPUs, against the others' weights."""
+    cpu_cap: CpuCap = 0
+    """The most CPU time that it gets, also where CPUs are idle."""
 
     image: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")] | None = None
     """An image of xend's store: its kernel, ramdisk, command line and root disk are the defaults."""

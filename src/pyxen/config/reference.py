@@ -43,6 +43,12 @@ Each entry of `disk` is one text:
 FORMAT is `raw`, `qcow2`, or nothing for what the file turns out to be; `file:` and `phy:` are raw. ACCESS is `r`, `w`,
 or `w!` for a disk that other domains write to as well. VDEV is `xvda`, `vda`, `sda` or `hda`, and so on.
 
+## CPUs
+
+`cpus` and `cpus_soft` are one list for all VCPUs, or a list of such lists, one for each VCPU: `"0-3,^1"`, `"all"`,
+`"nodes:0"` (the CPUs of a NUMA node), `["0", "1"]`. Terms are joined with commas, `^` takes CPUs out again. CPUs that
+the host lacks are passed over as long as one is there.
+
 ## Network interfaces
 
 Each entry of `vif` is one text of `KEY=VALUE` words joined with commas; `""` is an interface with defaults:

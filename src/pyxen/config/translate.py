@@ -84,6 +84,11 @@ def _on_shutdown(key: str, setting: Setting, settings: Settings, warn: Warn) -> 
     settings.setdefault("on_poweroff", setting)
 
 
+def _cap(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
+    del settings[key]
+    settings.setdefault("cpu_cap", setting)
+
+
 def _restart(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
     word = _text(key, setting)
     if word not in _RESTART:
@@ -208,6 +213,7 @@ _STEPS: dict[str, Callable[[str, Setting, Settings, Warn], None]] = {
     "builder": _builder,
     "on_shutdown": _on_shutdown,
     "restart": _restart,
+    "cap": _cap,
     "firmware": _firmware,
     "bios": _firmware,
     "nographic": _screen,

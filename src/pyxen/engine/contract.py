@@ -19,7 +19,7 @@ Nothing here polls: console.log and events are watched by inotify, the process b
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,8 @@ import msgspec
 
 from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
 from pyxen.config.model import DomainConfig
+from pyxen.engine.cgroup.shares import Shares
+from pyxen.engine.placement import Placement
 
 
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +201,23 @@ class RunningDomain(Protocol):
         ...
 
     def statistics(self) -> Statistics: ...
+
+    async def place(self, placement: Placement) -> None:
+        """Have the process's threads run on these CPUs, now and for VCPUs that come. Raises InvalidRequest."""
+        ...
+
+    def share(self, shares: Shares) -> None:
+        """Give the process this part of the CPUs. Raises Unsupported where the host can't hold it to that."""
+        ...
+
+    def affinities(self) -> Mapping[int, frozenset[int]]:
+        """Where VCPUs may run by the kernel's word, those that have no thread now left out."""
+        ...
+
+    @property
+    def one_thread(self) -> bool:
+        """One thread runs all VCPUs in turn, so they can't be placed one by one."""
+        ...
 
     async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Lines of api.TraceRecord until the domain ends, of these kinds (all if empty). Raises Unsupported."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +22,13 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
-from pyxen.engine.threads import ThreadClock
+from pyxen.engine.threads import ThreadClock, vcpu_threads
 from pyxen.errors import EngineError, Unsupported
 
 _INFO = "info.json"
+_THREADS_S, _THREADS_LOOK_S = 2.0, 0.01
 _OUT_OF_BOUNDS = "it made a system call that its jail does not allow; with PYXEN_JAIL=trap it would say which"
 
 
@@ -69,6 +71,7 @@ class ProcessDomain(ABC):
             with contextlib.suppress(ProcessLookupError):
                 self._process = Process(pid, self._exited)
         self._clock = ThreadClock(self._pid, spec.most_vcpus)
+        self._placement = Placement()
         self._look()
         if self._process is None:
             self._exited()
@@ -208,6 +211,43 @@ class ProcessDomain(ABC):
             return statistics
         vcpus = [msgspec.structs.replace(vcpu, state="--p") for vcpu in statistics.vcpus]
         return replace(statistics, vcpus=vcpus, blocked=True)
+
+    async def place(self, placement: Placement) -> None:
+        self._placement = placement
+        if placement.free:
+            return
+        threads = vcpu_threads(self._pid)
+        deadline = asyncio.get_running_loop().time() + _THREADS_S
+        # A VCPU's thread gives itself its name, perhaps only just now.
+        while self.alive and not (ONE_THREAD in threads or threads.keys() >= set(self._threaded())):
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(_THREADS_LOOK_S)
+            threads = vcpu_threads(self._pid)
+        if self.alive:
+            place(self._pid, threads, placement)
+
+    def _threaded(self) -> Collection[int]:
+        """The VCPUs that have threads."""
+        return self.online
+
+    def share(self, shares: cgroup.Shares) -> None:
+        if not cgroup.share(self.spec.uuid, shares):
+            raise Unsupported(
+                f"xend can't weigh or cap '{self.spec.config.name}' here: it has no cpu controller of cgroups",
+                hint="As root on a host with cgroup v2 (or v1's cpu controller) it has.",
+            )
+
+    def affinities(self) -> Mapping[int, frozenset[int]]:
+        threads = vcpu_threads(self._pid) if self.alive else {}
+        if ONE_THREAD in threads:
+            threads = dict.fromkeys(self.online, threads[ONE_THREAD])
+        found = {number: affinity(thread) for number, thread in threads.items()}
+        return {number: cpus for number, cpus in found.items() if cpus is not None}
+
+    @property
+    def one_thread(self) -> bool:
+        return self.alive and ONE_THREAD in vcpu_threads(self._pid)
 
     async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         raise Unsupported(

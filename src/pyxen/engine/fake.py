@@ -5,7 +5,8 @@ A domain's process prints ``fake domain NAME`` and echoes what is typed. A line 
 ``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
 (dies without a word), ``pause``, ``unpause``, ``suspend``, ``resume``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``,
 ``nmi``. Words in the command line change its manners: ``fake.silent`` prints nothing, ``fake.deaf`` ignores the power
-button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core.
+button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core,
+``fake.groupless`` has no cgroup.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from pyxen.api import EngineInfo, Trigger
 from pyxen.config.model import DomainConfig
+from pyxen.engine.cgroup import Shares
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
@@ -98,6 +101,9 @@ while True:
 class FakeDomain(ProcessDomain):
     """A process that behaves like a domain's."""
 
+    shares = Shares()
+    """What it was given last."""
+
     def control(self, word: str) -> None:
         """Make it act; see the module. Does not wait."""
         fd = os.open(self.directory / "fake.ctl", os.O_WRONLY | os.O_NONBLOCK)
@@ -161,6 +167,14 @@ class FakeDomain(ProcessDomain):
         if "fake.dumpless" in self.spec.cmdline.split():
             raise Unsupported(f"'{self.spec.config.name}' dumps no core")
         await asyncio.to_thread(os.write, file, b"\x7fELF" + b"\0" * 60)
+
+    def _threaded(self) -> Collection[int]:
+        return ()
+
+    def share(self, shares: Shares) -> None:
+        if "fake.groupless" in self.spec.cmdline.split():
+            raise Unsupported(f"xend can't weigh or cap '{self.spec.config.name}' here")
+        self.shares = shares
 
     async def machine(self) -> str:
         return "fake-1"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pyxen.api import Vcpu
 from pyxen.engine.contract import Statistics
+from pyxen.engine.placement import ONE_THREAD
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -56,13 +57,13 @@ class ThreadClock:
         if whole is None:
             return Statistics(0.0, [_vcpu(number, None, number in online) for number in range(self._count)], True, 0)
         if self._threads is None:
-            self._threads = self._find_threads()
+            self._threads = vcpu_threads(self._pid) or None
         threads = self._threads or {}
         stats = {number: _read_stat(f"/proc/{self._pid}/task/{tid}/stat") for number, tid in threads.items()}
         share = 1.0
-        if -1 in stats:  # one thread runs them all in turn
+        if ONE_THREAD in stats:
             share = 1.0 / max(1, len(online))
-            stats = dict.fromkeys(online, stats[-1])
+            stats = dict.fromkeys(online, stats[ONE_THREAD])
         if any(stats.get(number) is None for number in online):
             self._threads = None  # one has been plugged in since: find it the next time
         vcpus = [_vcpu(number, stats.get(number), number in online, share) for number in range(self._count)]
@@ -73,19 +74,20 @@ class ThreadClock:
             resident_mib=whole.resident_pages * _PAGE_BYTES // (1024 * 1024),
         )
 
-    def _find_threads(self) -> dict[int, int] | None:
-        """Thread id of each VCPU's number, -1 for a thread that serves all; None as long as there are none."""
-        found: dict[int, int] = {}
-        try:
-            for task in os.scandir(f"/proc/{self._pid}/task"):
-                name = Path(task.path, "comm").read_text()
-                if match := _VCPU_THREAD.match(name):
-                    found[int(match[1])] = int(task.name)
-                elif _ONE_FOR_ALL.match(name):
-                    found[-1] = int(task.name)
-        except OSError:
-            return None
-        return found or None
+
+def vcpu_threads(pid: int) -> dict[int, int]:
+    """Thread id of each VCPU's number, ``ONE_THREAD`` for a thread that serves all; empty as long as there are none."""
+    found: dict[int, int] = {}
+    try:
+        for task in os.scandir(f"/proc/{pid}/task"):
+            name = Path(task.path, "comm").read_text()
+            if match := _VCPU_THREAD.match(name):
+                found[int(match[1])] = int(task.name)
+            elif _ONE_FOR_ALL.match(name):
+                found[ONE_THREAD] = int(task.name)
+    except OSError:
+        return {}
+    return found
 
 
 def _vcpu(number: int, stat: _Stat | None, online: bool, share: float = 1.0) -> Vcpu:

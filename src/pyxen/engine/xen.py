@@ -117,6 +117,9 @@ class XenDomain(ProcessDomain):
         # VCPU 0 runs first, and starts the others.
         return (0,) if self._events.fate.online is None else self._events.fate.online
 
+    def _threaded(self) -> Collection[int]:
+        return range(self.spec.most_vcpus)
+
     async def trace(self, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         return await follow(self, only)
 

@@ -10,6 +10,7 @@ from pyxen import api
 if TYPE_CHECKING:
     from pyxen.xend.console import Console
     from pyxen.xend.events import Events
+    from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.xenstore import Xenstore
 
 
@@ -79,6 +80,9 @@ class Core(Protocol):
 
     @property
     def xenstore(self) -> Xenstore: ...
+
+    @property
+    def scheduling(self) -> Scheduling: ...
 
     async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Lines of TraceRecord; refuses when awaited."""

@@ -24,6 +24,7 @@ from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, now
 from pyxen.xend.saving import Saving
+from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
@@ -39,6 +40,7 @@ class Domains:
         self._ring = ring
         self.events = life.events
         self._saving = Saving(life)
+        self.scheduling = Scheduling(life)
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
@@ -59,6 +61,7 @@ class Domains:
         record = self._registry.find(ref)
         live = self._registry.live.get(record.uuid)
         vcpus = live.process.statistics().vcpus if live else halted_vcpus(record)
+        vcpus = self.scheduling.with_affinities(record, vcpus)
         return api.VcpuList(domid=record.domid, name=record.name, vcpus=vcpus)
 
     async def built(self, ref: str) -> None:

@@ -23,11 +23,14 @@ from structlog.typing import FilteringBoundLogger
 
 from pyxen.api import ShutdownReason
 from pyxen.config.model import Action, DomainConfig
+from pyxen.engine.cgroup import Shares
 from pyxen.engine.choose import choose
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.placement import resolve
 from pyxen.engine.space import reserve
-from pyxen.errors import PyxenError, ResourceExhausted
+from pyxen.engine.topology import read_topology
+from pyxen.errors import PyxenError, ResourceExhausted, Unsupported
 from pyxen.image.files import write_file
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
@@ -142,6 +145,7 @@ class Life:
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
             directory = await asyncio.to_thread(self._make_directory, spec)
             process = await chosen.start(spec, directory, paused=paused, state=state)
+            warnings += await self.place(record, process)
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
             record.started_at, record.intended, record.config = now(), None, config
             await self.store.save(record)
@@ -162,7 +166,35 @@ class Life:
         May take a second, once a boot: it tries what KVM can do.
         """
         engine = next((each for each in self.engines if each.name == name), None) or choose(config, self.engines)
+        resolve(config, read_topology(), None)
         return engine, engine.check(config)
+
+    async def place(self, record: Record, process: RunningDomain) -> list[str]:
+        """Have the kernel run a domain where, and as much as, its description says.
+
+        Returns what it can't be held to. Raises InvalidRequest if it can't run there at all.
+        """
+        config, warnings = record.config, []
+        placement = resolve(config, await asyncio.to_thread(read_topology), None)
+        await process.place(placement)
+        if len(set(placement.vcpus)) > 1 and process.one_thread:
+            warnings.append(
+                "QEMU has one thread for all VCPUs of a domain that has more than the host; "
+                "it runs on the CPUs of all of them"
+            )
+        shares = Shares(config.cpu_weight, config.cpu_cap)
+        try:
+            process.share(shares)
+        except Unsupported as error:
+            warnings += [] if shares.usual else [error.message]
+        return warnings
+
+    async def _place_again(self, record: Record, process: RunningDomain) -> None:
+        """What was ordered just before an earlier xend died may not have been done."""
+        async with self.registry.lock(record.uuid):
+            if process.stopped is None:
+                for warning in await self.place(record, process):
+                    self.log.warning(warning, name=record.name)
 
     def _uid(self, domid: int) -> int | None:
         return self.settings.first_uid + domid % 60_000 if os.geteuid() == 0 else None
@@ -219,6 +251,7 @@ class Life:
         """Hold a domain that an earlier xend started."""
         self._hold(record, spec, process)
         self.tell("domain-adopted", record)
+        self.spawn(self._place_again(record, process))
 
     def _watch_silence(self, record: Record, live: Live) -> None:
         timeout = record.config.boot_timeout

@@ -24,6 +24,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "rename": "Give a domain another name.",
     },
     "Orders for a running domain": {
+        "vcpu-pin": "Say which of the host's CPUs a VCPU may run on.",
+        "sched-credit": "Show or set domains' weights and caps.",
         "vcpu-set": "Set how many VCPUs a domain uses.",
         "mem-set": "Set how much memory a domain has.",
         "mem-max": "Set how much memory a domain may be given.",
@@ -80,8 +82,7 @@ CLASSIC = frozenset(
     """
     block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys
     migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset
-    sched-credit sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
-    vcpu-pin vncviewer
+    sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )
 

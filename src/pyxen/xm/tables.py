@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from pyxen.api import Domain, Host, Image, VcpuList
+from pyxen.config.cpulist import ranges
 
 Paint = Callable[[str], str]
 
@@ -41,7 +42,7 @@ def vcpus(lists: Iterable[VcpuList], host_cpus: int) -> Iterator[str]:
                 state = vcpu.state
             yield (
                 f"{each.name:<32} {domid:>5} {vcpu.number:>5} {cpu:>5} {state:>5}  {vcpu.time_s:>8.1f} "
-                f"{affinity(vcpu.affinity, host_cpus)}"
+                f"{affinity(vcpu.affinity, host_cpus)}{_soft(vcpu.soft_affinity, host_cpus)}"
             )
 
 
@@ -49,13 +50,20 @@ def affinity(cpus: list[int] | None, host_cpus: int) -> str:
     """``any cpu``, ``no cpus``, or ranges such as ``0-1,3``."""
     if cpus is None or set(range(host_cpus)) <= set(cpus):
         return "any cpu"
-    ranges: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges) or "no cpus"
+    return ranges(cpus) or "no cpus"
+
+
+def _soft(cpus: list[int] | None, host_cpus: int) -> str:
+    """What xl puts after the hard affinity, where there is one."""
+    return "" if cpus is None else f" / {affinity(cpus, host_cpus)}"
+
+
+def credits(listed: Iterable[Domain]) -> Iterator[str]:
+    """xm sched-credit. Domain-0 has what is usual: nothing holds it to that."""
+    yield f"{'Name':<33} {'ID':>4} {'Weight':>6} {'Cap':>4}"
+    for each in listed:
+        weight, cap = (each.config.cpu_weight, each.config.cpu_cap) if each.config else (256, 0)
+        yield f"{each.name:<32} {_domid(each):>5} {weight:>6} {cap:>4}"
 
 
 def info(host: Host) -> Iterator[str]:

@@ -64,10 +64,12 @@ def test_save_and_restore_carry_the_path(stub: Stub, client: Client) -> None:
 
 
 def test_orders_for_running_domains_carry_theirs(stub: Stub, client: Client) -> None:
-    for verb in ("set-vcpus", "set-memory", "set-maxmem", "sysrq", "trigger"):
+    for verb in ("pin-vcpus", "set-credit", "set-vcpus", "set-memory", "set-maxmem", "sysrq", "trigger"):
         stub.answers[f"POST /v1/domains/web/{verb}"] = (202, msgspec.json.encode(WEB))
     dump = CoreDump("web", "/core", 4096)
     stub.answers["POST /v1/domains/web/dump-core"] = dump
+    client.pin_vcpus("web", 1, cpus="0-3")
+    client.set_credit("web", cap=50)
     client.set_vcpus("web", 2)
     client.set_memory("web", 128)
     client.set_maxmem("web", 512)
@@ -75,6 +77,8 @@ def test_orders_for_running_domains_carry_theirs(stub: Stub, client: Client) -> 
     client.trigger("web", Trigger.NMI, 1)
     assert client.dump_core("web", "/core", live=True) == dump
     assert [msgspec.json.decode(request.body) for request in stub.requests] == [
+        {"vcpu": 1, "cpus": "0-3", "cpus_soft": None},
+        {"weight": None, "cap": 50},
         {"count": 2},
         {"memory_mib": 128},
         {"maxmem_mib": 512},

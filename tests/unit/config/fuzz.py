@@ -40,6 +40,7 @@ VALUES = [
     *("['pty']", "'pty'", "'none'", "['tablet', 'mouse']", "'tablet'", "[1]", "[[]]", "['']", "['vnc=1,vncdisplay=2']"),
     *("['file:/a,xvda,w']", "['/a,,hda', ',hdc:cdrom,r']", "['/a,,xvda'] * 2", "['phy:x,xvda1,r']", "['format=qcow2']"),
     *("['vdev=xvda,target=%s' % 'a,b']", "['mac=00:16:3e:00:00:%02x' % 9]", "['forward=1:2+udp:3:4,rate=1MB/s']"),
+    *("'0-3,^1'", "'nodes:0'", "[0, 1]", "['0', 'all', '']", "'3-1'"),
     *("['type=ioemu']", "['bridge=br0,ip=1']", "'6c1c0fe2-1f6a-4b66-a6c1-2c2a1f0a4f11'", "'x' * 4097", "'é\\n\\x7f'"),
 ]
 

@@ -195,11 +195,11 @@ def test_unknown_keys_are_reported_with_the_nearest() -> None:
 
 
 def test_keys_without_effect_are_reported_only_where_they_ask_for_something() -> None:
-    text = "image = 'tiny'\nacpi = 1\nsdl = 0\npool = 'Pool-0'\nhap = 0\npci = ['01:00.0']\ncpus = '0-3'"
+    text = "image = 'tiny'\nacpi = 1\nsdl = 0\npool = 'Pool-0'\nhap = 0\npci = ['01:00.0']\nvnuma = [1]"
     assert warnings(text) == [
         "web.cfg:5: `hap` has no effect in pyxen",
         "web.cfg:6: `pci` has no effect in pyxen (PCI devices are not passed through)",
-        "web.cfg:7: `cpus` has no effect in pyxen",
+        "web.cfg:7: `vnuma` has no effect in pyxen",
     ]
 
 
@@ -217,6 +217,7 @@ ALIAS_VALUES = {
     "stdvga": "1",
     "nographic": "1",
     "vfb": "['vnc=1']",
+    "cap": "50",
 } | dict.fromkeys(("ip", "netmask", "gateway", "hostname", "interface", "dhcp", "nfs_server", "nfs_root"), "'10.0.0.1'")
 
 

@@ -71,6 +71,7 @@ VIF = st.builds(
     model=st.none() | st.sampled_from(("e1000", "rtl8139", "ne2k-pci")),
     bridge=st.none() | INTERFACE,
 ) | st.builds(Vif, forward=st.lists(FORWARD, max_size=3).map(tuple))
+CPUS = st.lists(st.from_regex(r"(\^?(all|(nodes?:)?[0-9]{1,4}),)*\^?[0-9]{1,4}", fullmatch=True), max_size=3).map(tuple)
 ACTION = st.sampled_from(Action)
 CONFIG = st.builds(
     DomainConfig,
@@ -84,6 +85,10 @@ CONFIG = st.builds(
     maxmem=st.none() | st.integers(4096, 1 << 24),
     vcpus=st.integers(1, 64),
     maxvcpus=st.none() | st.integers(64, 512),
+    cpus=CPUS,
+    cpus_soft=CPUS,
+    cpu_weight=st.integers(1, 65535),
+    cpu_cap=st.integers(0, 6400),
     image=st.none() | st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     kernel=PATH.filter(lambda path: not path.endswith("/hvmloader")),
     ramdisk=st.none() | PATH,

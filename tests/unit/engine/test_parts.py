@@ -26,7 +26,6 @@ from pyxen.config.model import (
     Forward,
     Vif,
 )
-from pyxen.engine import cgroup
 from pyxen.engine.choose import choose
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.fake import FakeEngine
@@ -227,26 +226,6 @@ def test_last_words_become_errors(words: str, kind: type[PyxenError], part: str)
     error = translate("web", words)
     assert type(error) is kind
     assert error.message.startswith("cannot start 'web'") and part in error.message
-
-
-def test_cgroups_where_there_are_none(tmp_path: Path) -> None:
-    """A plain folder takes the write as a file; one that can't be made gives None."""
-    assert cgroup.enter("u", os.getpid(), root=tmp_path / "not" / "there") is None
-    group = tmp_path / "u"
-    cgroup.remove("u", root=tmp_path)
-    assert cgroup.enter("u", 1, root=tmp_path) == group
-    assert (group / "cgroup.procs").read_text() == "1"
-
-
-def test_cgroups_limit_what_their_controllers_can(tmp_path: Path) -> None:
-    """A file that the kernel has not put there belongs to a controller that is not in use."""
-    limits = cgroup.Limits(memory_mib=3, threads=7)
-    assert cgroup.limit(tmp_path, limits) == []
-    assert list(tmp_path.iterdir()) == []
-    for name in ("memory.max", "pids.max"):
-        (tmp_path / name).touch()
-    assert cgroup.limit(tmp_path, limits) == ["memory limit", "process limit"]
-    assert [(tmp_path / name).read_text() for name in ("memory.max", "pids.max")] == ["3145728", "7"]
 
 
 def test_a_process_is_known_by_its_folder_alone(tmp_path: Path) -> None:

@@ -136,6 +136,15 @@ class FakeClient(Client):
     def set_maxmem(self, ref: str, maxmem_mib: int) -> Domain:
         return self._order("set_maxmem", ref, maxmem_mib)
 
+    def pin_vcpus(
+        self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None
+    ) -> Domain:
+        changed = self._order("pin_vcpus", ref, vcpu, cpus, soft)
+        return msgspec.structs.replace(changed, warnings=["one thread"] if cpus == "1" else [])
+
+    def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> Domain:
+        return self._order("set_credit", ref, weight, cap)
+
     def sysrq(self, ref: str, key: str) -> Domain:
         return self._order("sysrq", ref, key)
 

@@ -38,6 +38,11 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
     ("words", "order"),
     [
         (("vcpu-set", "web", "4"), ("set_vcpus", "web", 4)),
+        (("vcpu-pin", "web", "0", "0-3,^1"), ("pin_vcpus", "web", 0, "0-3,^1", None)),
+        (("vcpu-pin", "web", "all", "ALL", "nodes:0"), ("pin_vcpus", "web", None, "all", "nodes:0")),
+        (("vcpu-pin", "web", "1", "-", "2"), ("pin_vcpus", "web", 1, None, "2")),
+        (("sched-credit", "-d", "web", "-w", "512"), ("set_credit", "web", 512, None)),
+        (("sched-credit", "-d", "web", "--cap=50"), ("set_credit", "web", None, 50)),
         (("mem-set", "web", "128"), ("set_memory", "web", 128)),
         (("mem-set", "web", "1g"), ("set_memory", "web", 1024)),
         (("mem-set", "web", "262144k"), ("set_memory", "web", 256)),
@@ -59,6 +64,10 @@ def test_silent_orders_with_arguments(
     [
         (("vcpu-set", "web", "0"), "0 is not in the range"),
         (("vcpu-set", "web", "two"), "not a valid integer"),
+        (("vcpu-pin", "web", "both", "1"), "a VCPU's number, or all"),
+        (("vcpu-pin", "web", "1"), "issing argument"),
+        (("sched-credit", "-w", "512"), "No domain given"),
+        (("sched-credit", "-d", "web", "-w", "0"), "0 is not in the range"),
         (("mem-set", "web", "much"), "is not an amount of memory"),
         (("mem-set", "web", "100k"), "is not a whole number of MiB"),
         (("mem-max", "web", "0"), "less than 1 MiB"),
@@ -74,6 +83,10 @@ def test_orders_that_make_no_sense_are_not_given(
     assert done.status == 2
     assert complaint in done.err
     assert fake.orders == []
+
+
+def test_what_a_host_can_not_do_is_said(xm: Xm) -> None:
+    assert xm("vcpu-pin", "web", "0", "1") == (0, "", "Warning: one thread\n")
 
 
 def test_save_and_restore_name_files_in_full(xm: Xm, fake: FakeClient, here: Path) -> None:

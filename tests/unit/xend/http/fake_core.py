@@ -17,13 +17,29 @@ from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import Verdict
-from pyxen.errors import Conflict, NotFound, PyxenError, Unsupported
+from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unsupported
 from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
 from pyxen.xend.events import Events
+from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
+
+
+class FakeScheduling(Scheduling):
+    """Takes what is asked for."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    async def pin(self, ref: str, request: api.PinVcpusRequest) -> api.Domain:
+        if request.cpus == "9":
+            raise InvalidRequest("this host has none of them")
+        return self._core.get(ref)
+
+    async def set_credit(self, ref: str, request: api.SetCreditRequest) -> api.Domain:
+        return self._core.get(ref)
 
 
 class FakeCore:
@@ -34,6 +50,7 @@ class FakeCore:
         self.domains: dict[str, api.Domain] = {}
         self.places: builtins.list[Place] = []
         self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
+        self.scheduling = FakeScheduling(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
