@@ -5,6 +5,7 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
 (:class:`Problem`).
 
     GET    /v1/host                        Host
+    GET    /v1/host/topology               HostTopology
     GET    /v1/version                     Version
     GET    /v1/domains                     DomainList
     POST   /v1/domains                     CreateRequest → 201 Domain        (create: transient; or managed)
@@ -24,11 +25,18 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/set-maxmem SetMaxmemRequest → Domain
     POST   /v1/domains/{domain}/pin-vcpus  PinVcpusRequest → Domain
     POST   /v1/domains/{domain}/set-credit SetCreditRequest → Domain
+    POST   /v1/domains/{domain}/set-pool   SetPoolRequest → Domain
     POST   /v1/domains/{domain}/sysrq      SysrqRequest → 202 Domain
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
     WS     /v1/domains/{domain}/console    see below
     GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
+    GET    /v1/cpupools                    CpuPoolList
+    POST   /v1/cpupools                    CreateCpuPoolRequest → 201 CpuPool
+    DELETE /v1/cpupools/{pool}             204
+    POST   /v1/cpupools/{pool}/add-cpus    CpuPoolCpusRequest → CpuPool
+    POST   /v1/cpupools/{pool}/remove-cpus CpuPoolCpusRequest → CpuPool
+    POST   /v1/split-cpupools              CpuPoolList
     GET    /v1/xenstore                    StoreTree ``?path=PATH``: a node and all below it
     GET    /v1/xenstore/node               StoreNode ``?path=PATH``
     POST   /v1/xenstore/write              StoreWrite → 204
@@ -233,6 +241,37 @@ class SetCreditRequest(Struct, forbid_unknown_fields=True):
     """In percent of one CPU, 0: no limit; None: as it is."""
 
 
+class CpuPool(Struct):
+    """Some of the host's CPUs, and the domains that run there. Its scheduler is the host's: ``credit``, as Xen's."""
+
+    name: str
+    cpus: list[int]
+    domains: list[str]
+    """Names of those that run."""
+    sched: str = "credit"
+
+
+class CpuPoolList(Struct):
+    pools: list[CpuPool]
+    """Pool-0 first."""
+    free: list[int]
+    """CPUs that are in no pool."""
+
+
+class CreateCpuPoolRequest(Struct, forbid_unknown_fields=True):
+    name: Name
+    cpus: CpuList | None = None
+    """CPUs that are free; None: the first one that is."""
+
+
+class CpuPoolCpusRequest(Struct, forbid_unknown_fields=True):
+    cpus: CpuList
+
+
+class SetPoolRequest(Struct, forbid_unknown_fields=True):
+    pool: Name
+
+
 class SysrqRequest(Struct, forbid_unknown_fields=True):
     key: Annotated[str, Meta(pattern=r"^[!-~]$(?!\n)", description="what is pressed together with SysRq")]
 
@@ -322,6 +361,30 @@ class Host(Struct):
     run_root: str
 
 
+class HostCpu(Struct):
+    number: int
+    core: int
+    socket: int
+    node: int
+
+
+class HostNode(Struct):
+    """A NUMA node."""
+
+    number: int
+    memory_mib: int
+    free_mib: int
+    distances: list[int]
+    """To the nodes, in the order of their numbers; 10 is itself."""
+
+
+class HostTopology(Struct):
+    """xm info -n."""
+
+    cpus: list[HostCpu]
+    nodes: list[HostNode]
+
+
 class Image(Struct):
     name: str
     kind: str
@@ -364,9 +427,9 @@ class Event(Struct, omit_defaults=True):
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
-    -maxmem-set, -vcpus-pinned, -credit-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
-    -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; xend-started, xend-stopping;
-    events-lost (older ones are no longer kept)."""
+    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
+    -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; cpupool-created, -changed,
+    -destroyed; xend-started, xend-stopping; events-lost (older ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None

@@ -42,6 +42,14 @@ def test_vcpus_stay_where_they_are_pinned(host: Host) -> None:
     wait_for(lambda: host.domains().get("web", {}).get("domid") == 2, "it is back")
     if len(here) > 1:
         assert affinities(host, "web") == pinned
+        host.xm("cpupool-cpu-remove", "Pool-0", str(last))
+        host.xm("cpupool-create", "name=fast", f"cpus={last}")
+        host.xm("cpupool-migrate", "web", "fast")
+        tasks = os.listdir(f"/proc/{host.domains()['web']['pid']}/task")
+        assert {tuple(os.sched_getaffinity(int(task))) for task in tasks} == {(last,)}
+        host.xm("cpupool-migrate", "web", "Pool-0")
+        assert affinities(host, "web")[0] == [first]
+        assert f"fast             {last}" in host.xm("cpupool-list", "-c").splitlines()
     refused = host.try_run("xm", "vcpu-pin", "web", "1", "9000")
     assert (refused.returncode, "Cannot pin vcpu: 1 to cpu: [9000]" in refused.stderr) == (1, True)
     host.xm("destroy", "web")

@@ -33,6 +33,8 @@ echo "== namespaces"; for each in mnt net ipc uts; do
 done
 echo "== files"; for each in /proc/$pid/fd/*; do readlink $each; done
 echo "== cgroup"; group=/sys/fs/cgroup$(cut -d: -f3 /proc/$pid/cgroup); cat $group/memory.max $group/pids.max
+echo "== scheduling"; xm sched-credit -d inner -w 512 -c 80; cat $group/cpu.weight $group/cpu.max
+xm vcpu-pin inner 1 0 - && xm vcpu-list inner | tail -n 2 | cut -c 33-44
 echo "== seen"; xm list --format json inner
 echo 'dd if=/dev/urandom of=/dev/xvda bs=64k count=100 conv=fsync && blkdiscard -o 4194304 -l 4194304 /dev/xvda;' \
   'echo disk-$?' | xm console --drain 5 inner
@@ -78,6 +80,8 @@ def test_a_domain_lives_in_its_jail(files: dict[str, Path]) -> None:
     # A path in a mount that the process has left behind begins there.
     assert {path.removeprefix("/dev") for path in part["files"].split() if path.startswith("/")} == own
     assert part["cgroup"].split() == [str((192 + 3 + 384) << 20), "258"]
+    # On a host with one CPU all that can be seen of pinning is that it finds the VCPU's thread in the jail.
+    assert part["scheduling"].split() == ["200", "80000", "100000", "1", "0", "1", "1"]
     assert all(f'"{layer}"' in part["seen"] for layer in ("user", "empty root", "landlock", "seccomp", "memory limit"))
     assert "\ndisk-0\n" in part["seen"]
     assert "--p---" in part["seen"]

@@ -127,6 +127,10 @@ def host() -> Call[api.Host]:
     return Call("GET", "/v1/host", api.Host)
 
 
+def topology() -> Call[api.HostTopology]:
+    return Call("GET", "/v1/host/topology", api.HostTopology)
+
+
 def version() -> Call[api.Version]:
     return Call("GET", "/v1/version", api.Version)
 
@@ -182,6 +186,37 @@ def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) ->
 
 def set_credit(ref: str, weight: int | None, cap: int | None) -> Call[api.Domain]:
     return _post(ref, "set-credit", api.SetCreditRequest(weight=weight, cap=cap))
+
+
+def set_pool(ref: str, pool: str) -> Call[api.Domain]:
+    return _post(ref, "set-pool", api.SetPoolRequest(pool))
+
+
+def cpupools() -> Call[api.CpuPoolList]:
+    return Call("GET", "/v1/cpupools", api.CpuPoolList)
+
+
+def create_cpupool(name: str, cpus: str | None) -> Call[api.CpuPool]:
+    body = msgspec.json.encode(api.CreateCpuPoolRequest(name, cpus))
+    return Call("POST", "/v1/cpupools", api.CpuPool, body)
+
+
+def destroy_cpupool(name: str) -> Call[None]:
+    return Call("DELETE", _pool_path(name), type(None))
+
+
+def change_cpupool(name: str, verb: str, cpus: str) -> Call[api.CpuPool]:
+    return Call("POST", f"{_pool_path(name)}/{verb}", api.CpuPool, msgspec.json.encode(api.CpuPoolCpusRequest(cpus)))
+
+
+def split_cpupools() -> Call[api.CpuPoolList]:
+    return Call("POST", "/v1/split-cpupools", api.CpuPoolList)
+
+
+def _pool_path(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name:
+        raise NotFound(f"Pool '{name}' does not exist", hint="See what there is: xm cpupool-list")
+    return f"/v1/cpupools/{quote(name, safe='')}"
 
 
 def sysrq(ref: str, key: str) -> Call[api.Domain]:

@@ -60,6 +60,10 @@ class AsyncClient:
     async def host(self) -> api.Host:
         return await self._call(_calls.host())
 
+    async def topology(self) -> api.HostTopology:
+        """The host's CPUs and NUMA nodes."""
+        return await self._call(_calls.topology())
+
     async def version(self) -> api.Version:
         return await self._call(_calls.version())
 
@@ -116,6 +120,34 @@ class AsyncClient:
     async def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> api.Domain:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return await self._call(_calls.set_credit(ref, weight, cap))
+
+    async def set_pool(self, ref: str, pool: str) -> api.Domain:
+        """Move a domain to another CPU pool."""
+        return await self._call(_calls.set_pool(ref, pool))
+
+    async def cpupools(self) -> api.CpuPoolList:
+        """The CPU pools, Pool-0 first, and CPUs that are in none."""
+        return await self._call(_calls.cpupools())
+
+    async def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+        """Make a pool of CPUs that are free (None: of one of them)."""
+        return await self._call(_calls.create_cpupool(name, cpus))
+
+    async def destroy_cpupool(self, name: str) -> None:
+        """End a pool without domains; its CPUs are free then."""
+        await self._call(_calls.destroy_cpupool(name))
+
+    async def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        """Put free CPUs into a pool."""
+        return await self._call(_calls.change_cpupool(pool, "add-cpus", cpus))
+
+    async def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        """Take CPUs out of a pool; they are free then."""
+        return await self._call(_calls.change_cpupool(pool, "remove-cpus", cpus))
+
+    async def split_cpupools(self) -> api.CpuPoolList:
+        """Make a pool of each NUMA node."""
+        return await self._call(_calls.split_cpupools())
 
     async def sysrq(self, ref: str, key: str) -> api.Domain:
         """Press SysRq and ``key`` in the guest."""

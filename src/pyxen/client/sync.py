@@ -56,6 +56,10 @@ class Client:
     def host(self) -> api.Host:
         return self._call(_calls.host())
 
+    def topology(self) -> api.HostTopology:
+        """The host's CPUs and NUMA nodes."""
+        return self._call(_calls.topology())
+
     def version(self) -> api.Version:
         return self._call(_calls.version())
 
@@ -112,6 +116,34 @@ class Client:
     def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> api.Domain:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return self._call(_calls.set_credit(ref, weight, cap))
+
+    def set_pool(self, ref: str, pool: str) -> api.Domain:
+        """Move a domain to another CPU pool."""
+        return self._call(_calls.set_pool(ref, pool))
+
+    def cpupools(self) -> api.CpuPoolList:
+        """The CPU pools, Pool-0 first, and CPUs that are in none."""
+        return self._call(_calls.cpupools())
+
+    def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+        """Make a pool of CPUs that are free (None: of one of them)."""
+        return self._call(_calls.create_cpupool(name, cpus))
+
+    def destroy_cpupool(self, name: str) -> None:
+        """End a pool without domains; its CPUs are free then."""
+        self._call(_calls.destroy_cpupool(name))
+
+    def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        """Put free CPUs into a pool."""
+        return self._call(_calls.change_cpupool(pool, "add-cpus", cpus))
+
+    def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        """Take CPUs out of a pool; they are free then."""
+        return self._call(_calls.change_cpupool(pool, "remove-cpus", cpus))
+
+    def split_cpupools(self) -> api.CpuPoolList:
+        """Make a pool of each NUMA node."""
+        return self._call(_calls.split_cpupools())
 
     def sysrq(self, ref: str, key: str) -> api.Domain:
         """Press SysRq and ``key`` in the guest."""

@@ -24,7 +24,7 @@ ALIASES: dict[str, str] = {
 
 # Without a reason of its own, a key is listed by what it is about.
 _WITHOUT_EFFECT = {
-    "scheduling": "pool cpu vcpu_avail period slice latency extratime",
+    "scheduling": "cpu vcpu_avail period slice latency extratime",
     "memory": "shadow_memory memory_sharing superpages vnuma claim mmio_hole",
     "life cycle": "on_watchdog on_soft_reset on_xend_start on_xend_stop target nomigrate xend_suspend_evtchn_compat",
     "boot loaders and firmware files": (

@@ -137,6 +137,14 @@ _TABLE = (
         "cpu_cap = 50",
     ),
     Key(
+        "pool",
+        RESOURCES,
+        Kind.WORD,
+        "a pool's name, such as xm cpupool-list shows",
+        "The CPU pool that it runs in.",
+        'pool = "fast"',
+    ),
+    Key(
         "image",
         BOOT,
         Kind.WORD,

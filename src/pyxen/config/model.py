@@ -24,6 +24,8 @@ CPUS_PATTERN = r"^[a-z0-9:,^-]+$(?!\n)"
 BOOT_PATTERN = r"^[acdn]{0,4}$(?!\n)"
 MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$(?!\n)"
 
+POOL_0 = "Pool-0"
+"""The CPU pool that there is anyway."""
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, min_length=1, max_length=64, description="unique name")]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
@@ -148,6 +150,9 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """The domain's share of busy CPUs, against the others' weights."""
     cpu_cap: CpuCap = 0
     """The most CPU time that it gets, also where CPUs are idle."""
+
+    pool: Name = POOL_0
+    """The CPU pool that it runs in."""
 
     image: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")] | None = None
     """An image of xend's store: its kernel, ramdisk, command line and root disk are the defaults."""

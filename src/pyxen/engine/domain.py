@@ -71,7 +71,8 @@ class ProcessDomain(ABC):
             with contextlib.suppress(ProcessLookupError):
                 self._process = Process(pid, self._exited)
         self._clock = ThreadClock(self._pid, spec.most_vcpus)
-        self._placement = Placement()
+        self.placement = Placement()
+        """What was asked for last."""
         self._look()
         if self._process is None:
             self._exited()
@@ -213,7 +214,7 @@ class ProcessDomain(ABC):
         return replace(statistics, vcpus=vcpus, blocked=True)
 
     async def place(self, placement: Placement) -> None:
-        self._placement = placement
+        self.placement = placement
         if placement.free:
             return
         threads = vcpu_threads(self._pid)

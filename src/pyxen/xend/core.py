@@ -9,6 +9,7 @@ from pyxen import api
 
 if TYPE_CHECKING:
     from pyxen.xend.console import Console
+    from pyxen.xend.cpupools import CpuPools
     from pyxen.xend.events import Events
     from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.xenstore import Xenstore
@@ -84,11 +85,16 @@ class Core(Protocol):
     @property
     def scheduling(self) -> Scheduling: ...
 
+    @property
+    def cpupools(self) -> CpuPools: ...
+
     async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Lines of TraceRecord; refuses when awaited."""
         ...
 
     def host(self) -> api.Host: ...
+
+    def topology(self) -> api.HostTopology: ...
 
     def dmesg(self) -> str: ...
 

@@ -17,6 +17,7 @@ from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenE
 from pyxen.xend import host
 from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.console import Console
+from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
@@ -41,6 +42,7 @@ class Domains:
         self.events = life.events
         self._saving = Saving(life)
         self.scheduling = Scheduling(life)
+        self.cpupools = CpuPools(life)
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
@@ -86,6 +88,9 @@ class Domains:
             domains_running=len(self._registry.live),
             roots=self._life.roots,
         )
+
+    def topology(self) -> api.HostTopology:
+        return host.host_topology()
 
     def dmesg(self) -> str:
         return self._ring.text()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyxen import __version__, api
 from pyxen.engine.probe import Verdict, kvm_verdict
+from pyxen.engine.topology import read_topology
 from pyxen.paths import Roots
 
 PROC = Path("/proc")
@@ -81,6 +82,18 @@ def host_facts(
         engines=list(engines),
         state_root=str(roots.state),
         run_root=str(roots.run),
+    )
+
+
+def host_topology(sys: Path = SYS) -> api.HostTopology:
+    """What ``xm info -n`` says besides."""
+    found = read_topology(sys)
+    return api.HostTopology(
+        cpus=[api.HostCpu(number, cpu.core, cpu.socket, cpu.node) for number, cpu in found.cpus.items()],
+        nodes=[
+            api.HostNode(number, node.memory_mib, node.free_mib, list(node.distances))
+            for number, node in found.nodes.items()
+        ],
     )
 
 

@@ -37,6 +37,7 @@ from pyxen.paths import Roots
 from pyxen.xend.console import Console
 from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
+from pyxen.xend.pool_table import PoolTable
 from pyxen.xend.prepare import Prepared, prepare
 from pyxen.xend.records import Records
 from pyxen.xend.registry import Live, Registry, now, renamed
@@ -73,6 +74,7 @@ class Life:
         self.log = log
         self.registry = Registry()
         self.records = Records(self.registry, store)
+        self.pools = PoolTable(store)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def directory(self, domid: int) -> Path:
@@ -166,7 +168,8 @@ class Life:
         May take a second, once a boot: it tries what KVM can do.
         """
         engine = next((each for each in self.engines if each.name == name), None) or choose(config, self.engines)
-        resolve(config, read_topology(), None)
+        host = read_topology()
+        resolve(config, host, self.pools.bounds(config.pool, host))
         return engine, engine.check(config)
 
     async def place(self, record: Record, process: RunningDomain) -> list[str]:
@@ -175,7 +178,8 @@ class Life:
         Returns what it can't be held to. Raises InvalidRequest if it can't run there at all.
         """
         config, warnings = record.config, []
-        placement = resolve(config, await asyncio.to_thread(read_topology), None)
+        host = await asyncio.to_thread(read_topology)
+        placement = resolve(config, host, self.pools.bounds(config.pool, host))
         await process.place(placement)
         if len(set(placement.vcpus)) > 1 and process.one_thread:
             warnings.append(

@@ -26,6 +26,7 @@ async def recover(life: Life) -> None:
     boot_id = BOOT_ID.read_text().strip()
     same_boot = await life.store.meta("boot_id") == boot_id
     await life.store.set_meta("boot_id", boot_id)
+    await life.pools.load()
     records = await life.store.records()
     life.registry.records.update({record.uuid: record for record in records})
     for record in records:

@@ -33,6 +33,15 @@ SECTIONS: dict[str, dict[str, str]] = {
         "trigger": "Send a domain an event of hardware.",
         "dump-core": "Write a domain's memory to a file.",
     },
+    "CPU pools": {
+        "cpupool-list": "Show the CPU pools.",
+        "cpupool-create": "Make a pool of free CPUs.",
+        "cpupool-destroy": "End a pool without domains.",
+        "cpupool-cpu-add": "Put free CPUs into a pool.",
+        "cpupool-cpu-remove": "Take CPUs out of a pool.",
+        "cpupool-migrate": "Move a domain to another pool.",
+        "cpupool-numa-split": "Make a pool of each NUMA node.",
+    },
     "Saved domains": {
         "save": "Save a domain's state to a file.",
         "restore": "Start a domain from its saved state.",
@@ -80,7 +89,7 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 # What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
 CLASSIC = frozenset(
     """
-    block-attach block-configure block-detach block-list cpupool-create cpupool-list debug-keys
+    block-attach block-configure block-detach block-list debug-keys
     migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset
     sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
@@ -117,7 +126,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(list(commands.items()), col_max=16)
+                formatter.write_dl(list(commands.items()), col_max=18)
 
 
 def resolve(word: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from pyxen.api import Domain, Host, Image, VcpuList
+from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
 
 Paint = Callable[[str], str]
@@ -64,6 +64,33 @@ def credits(listed: Iterable[Domain]) -> Iterator[str]:
     for each in listed:
         weight, cap = (each.config.cpu_weight, each.config.cpu_cap) if each.config else (256, 0)
         yield f"{each.name:<32} {_domid(each):>5} {weight:>6} {cap:>4}"
+
+
+def cpupools(listed: Iterable[CpuPool]) -> Iterator[str]:
+    """xm cpupool-list."""
+    yield "Name               CPUs   Sched     Active   Domain count"
+    for each in listed:
+        yield f"{each.name:<16}   {len(each.cpus):>3}  {each.sched:>8}       y          {len(each.domains)}"
+
+
+def cpupool_cpus(listed: Iterable[CpuPool]) -> Iterator[str]:
+    """xm cpupool-list -c."""
+    yield f"{'Name':<16} CPU list"
+    for each in listed:
+        yield f"{each.name:<16} {','.join(map(str, each.cpus)) or '-'}"
+
+
+def topology(found: HostTopology) -> Iterator[str]:
+    """What xm info -n adds."""
+    yield f"{'cpu_topology':<23}:"
+    yield "cpu:    core    socket     node"
+    for cpu in found.cpus:
+        yield f"{cpu.number:>3}:    {cpu.core:>4}      {cpu.socket:>4}     {cpu.node:>4}"
+    yield f"{'numa_info':<23}:"
+    yield "node:    memsize    memfree    distances"
+    for node in found.nodes:
+        distances = ",".join(map(str, node.distances)) or "10"
+        yield f"{node.number:>4}:    {node.memory_mib:>7}    {node.free_mib:>7}      {distances}"
 
 
 def info(host: Host) -> Iterator[str]:

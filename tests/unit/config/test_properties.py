@@ -89,6 +89,7 @@ CONFIG = st.builds(
     cpus_soft=CPUS,
     cpu_weight=st.integers(1, 65535),
     cpu_cap=st.integers(0, 6400),
+    pool=st.from_regex(r"[A-Za-z0-9_:+][A-Za-z0-9_.:+-]{0,20}", fullmatch=True),
     image=st.none() | st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     kernel=PATH.filter(lambda path: not path.endswith("/hvmloader")),
     ramdisk=st.none() | PATH,

@@ -145,6 +145,36 @@ class FakeClient(Client):
     def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> Domain:
         return self._order("set_credit", ref, weight, cap)
 
+    def set_pool(self, ref: str, pool: str) -> Domain:
+        return self._order("set_pool", ref, pool)
+
+    def cpupools(self) -> api.CpuPoolList:
+        return api.CpuPoolList([api.CpuPool("Pool-0", [0, 2], ["web"]), api.CpuPool("fast", [], [])], [3])
+
+    def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+        self.orders.append(("create_cpupool", name, cpus))
+        return api.CpuPool(name, [], [])
+
+    def destroy_cpupool(self, name: str) -> None:
+        self.orders.append(("destroy_cpupool", name))
+
+    def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        self.orders.append(("add_cpus", pool, cpus))
+        return api.CpuPool(pool, [], [])
+
+    def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+        self.orders.append(("remove_cpus", pool, cpus))
+        return api.CpuPool(pool, [], [])
+
+    def split_cpupools(self) -> api.CpuPoolList:
+        self.orders.append(("split_cpupools",))
+        return self.cpupools()
+
+    def topology(self) -> api.HostTopology:
+        return api.HostTopology(
+            [api.HostCpu(0, 0, 0, 0), api.HostCpu(1, 2, 1, 1)], [api.HostNode(1, 2048, 512, [21, 10])]
+        )
+
     def sysrq(self, ref: str, key: str) -> Domain:
         return self._order("sysrq", ref, key)
 

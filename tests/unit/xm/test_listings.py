@@ -61,6 +61,41 @@ def test_affinity(cpus: list[int] | None, text: str) -> None:
     assert tables.affinity(cpus, 4) == text
 
 
+def test_pools(xm: Xm) -> None:
+    assert xm("cpupool-list").out == (
+        "Name               CPUs   Sched     Active   Domain count\n"
+        "Pool-0               2    credit       y          1\n"
+        "fast                 0    credit       y          0\n"
+    )
+    assert xm("cpupool-list", "-c").out == "Name             CPU list\nPool-0           0,2\nfast             -\n"
+    assert xm("cpupool-list", "-c", "fast").out.splitlines()[1:] == ["fast             -"]
+    missing = xm("cpupool-list", "slow")
+    assert (missing.status, missing.err.splitlines()[0]) == (1, "Error: Pool 'slow' does not exist.")
+    assert json.loads(xm("cpupool-list", "--format", "json").out)["free"] == [3]
+
+
+def test_sched_credit(xm: Xm) -> None:
+    assert xm("sched-credit").out.splitlines()[:2] == [
+        "Name                                ID Weight  Cap",
+        "Domain-0                             0    256    0",
+    ]
+    (row,) = json.loads(xm("sched-credit", "-d", "web", "--format", "json").out)["domains"]
+    assert row == {"domid": 3, "name": "web", "cpu_weight": 256, "cpu_cap": 0}
+
+
+def test_info_with_the_topology(xm: Xm) -> None:
+    assert xm("info", "-n").out.splitlines()[-7:] == [
+        "cpu_topology           :",
+        "cpu:    core    socket     node",
+        "  0:       0         0        0",
+        "  1:       2         1        1",
+        "numa_info              :",
+        "node:    memsize    memfree    distances",
+        "   1:       2048        512      21,10",
+    ]
+    assert json.loads(xm("info", "-n", "--format", "json").out)["topology"]["nodes"][0]["free_mib"] == 512
+
+
 def test_info(xm: Xm) -> None:
     lines = xm("info").out.splitlines()
     assert lines[:3] == [

@@ -43,6 +43,11 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
         (("vcpu-pin", "web", "1", "-", "2"), ("pin_vcpus", "web", 1, None, "2")),
         (("sched-credit", "-d", "web", "-w", "512"), ("set_credit", "web", 512, None)),
         (("sched-credit", "-d", "web", "--cap=50"), ("set_credit", "web", None, 50)),
+        (("cpupool-destroy", "fast"), ("destroy_cpupool", "fast")),
+        (("cpupool-cpu-add", "fast", "NODE:1"), ("add_cpus", "fast", "node:1")),
+        (("cpupool-cpu-remove", "fast", "3"), ("remove_cpus", "fast", "3")),
+        (("cpupool-migrate", "web", "fast"), ("set_pool", "web", "fast")),
+        (("cpupool-numa-split",), ("split_cpupools",)),
         (("mem-set", "web", "128"), ("set_memory", "web", 128)),
         (("mem-set", "web", "1g"), ("set_memory", "web", 1024)),
         (("mem-set", "web", "262144k"), ("set_memory", "web", 256)),
@@ -83,6 +88,18 @@ def test_orders_that_make_no_sense_are_not_given(
     assert done.status == 2
     assert complaint in done.err
     assert fake.orders == []
+
+
+def test_pools_are_made_from_words_and_files(xm: Xm, fake: FakeClient, here: Path) -> None:
+    assert xm("cpupool-create", "name=fast", "cpus=2-3").out == "cpupool fast created\n"
+    (here / "slow.cfg").write_text('cpus = ["0", "2"]\nsched = "credit"\n')
+    assert xm("cpupool-create", "slow.cfg").out == "cpupool slow created\n"
+    assert xm("cpupool-create", "slow.cfg", "name=other", "cpus=4").out == "cpupool other created\n"
+    wrong = xm("cpupool-create", "slow.cfg", "cpu=4")
+    assert (wrong.status, wrong.err.splitlines()[0]) == (1, "Error: 'cpu=4': unknown key 'cpu'; did you mean 'cpus'?")
+    assert xm("cpupool-create", "none.cfg").err == "Error: none.cfg: can't read it: No such file or directory\n"
+    orders = [("create_cpupool", "fast", "2-3"), ("create_cpupool", "slow", "0,2"), ("create_cpupool", "other", "4")]
+    assert fake.orders == orders
 
 
 def test_what_a_host_can_not_do_is_said(xm: Xm) -> None:

@@ -215,7 +215,7 @@ class QemuDomain(ProcessDomain):
             if number not in self._plugged:
                 await self._order("plug a VCPU into", "device_add", vcpu_device(number, self.info.accelerator))
                 self._plugged.add(number)
-                await self.place(self._placement)
+                await self.place(self.placement)
 
     async def _unplug(self, number: int) -> None:
         try:

@@ -16,7 +16,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pyxen.config.schema import schema
 from pyxen.xend.core import Core
-from pyxen.xend.http import routes_domains, routes_host, routes_images, routes_scheduling, routes_trace, routes_xenstore
+from pyxen.xend.http import (
+    routes_cpupools,
+    routes_domains,
+    routes_host,
+    routes_images,
+    routes_scheduling,
+    routes_trace,
+    routes_xenstore,
+)
 from pyxen.xend.http.console_ws import ConsoleSocket
 from pyxen.xend.http.guard import Guard
 from pyxen.xend.http.openapi import describe_api
@@ -44,6 +52,7 @@ def make_operations(version: str, log_path: Path) -> Sequence[Operation]:
         *routes_domains.OPERATIONS,
         *routes_images.OPERATIONS,
         *routes_scheduling.OPERATIONS,
+        *routes_cpupools.OPERATIONS,
         *routes_trace.OPERATIONS,
         *routes_xenstore.OPERATIONS,
         Operation(

@@ -20,6 +20,7 @@ the permission. Over TCP each request carries xend's token. Errors are problem+j
 _PARTS = {
     "domain": "a domain's name, id or UUID; a name wins over an id",
     "image": "an image's name",
+    "pool": "a CPU pool's name",
 }
 _ANY_ERRORS = (400, 401, 403, 500, 503)
 _BODY_ERRORS = (413, 415)

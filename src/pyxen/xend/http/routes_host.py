@@ -24,6 +24,10 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
 
     return (
         Operation("GET", "/v1/host", "getHost", "The host: hardware, engines, memory", _host, result=api.Host),
+        Operation(
+            "GET", "/v1/host/topology", "getTopology", "The host's CPUs and NUMA nodes", _topology,
+            result=api.HostTopology,
+        ),
         Operation("GET", "/v1/version", "getVersion", "xend's version", get_version, result=api.Version),
         Operation(
             "GET", "/v1/events", "followEvents", "What happens, as server-sent events of type Event", _events,
@@ -44,6 +48,10 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
 async def _host(call: Call) -> api.Host:
     # An engine that hasn't been asked yet probes the machine.
     return await asyncio.to_thread(call.core.host)
+
+
+async def _topology(call: Call) -> api.HostTopology:
+    return await asyncio.to_thread(call.core.topology)
 
 
 async def _events(call: Call) -> Response:

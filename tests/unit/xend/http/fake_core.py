@@ -21,6 +21,7 @@ from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unsuppo
 from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.console import Console
+from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.events import Events
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.xenstore import Xenstore
@@ -42,6 +43,47 @@ class FakeScheduling(Scheduling):
         return self._core.get(ref)
 
 
+class FakeCpuPools(CpuPools):
+    """Pools by name, of CPUs that may be in several."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self._pools = {"Pool-0": [0, 1]}
+
+    def list(self) -> api.CpuPoolList:
+        return api.CpuPoolList([self._one(name) for name in self._pools], [])
+
+    async def create(self, request: api.CreateCpuPoolRequest) -> api.CpuPool:
+        if request.name in self._pools:
+            raise Conflict(f"Pool '{request.name}' already exists")
+        self._pools[request.name] = []
+        return self._one(request.name)
+
+    async def destroy(self, name: str) -> None:
+        self._one(name)
+        del self._pools[name]
+
+    async def add_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+        self._one(name).cpus.append(int(request.cpus) if request.cpus.isdigit() else 9)
+        return self._one(name)
+
+    async def remove_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+        self._one(name).cpus.clear()
+        return self._one(name)
+
+    async def split_by_nodes(self) -> api.CpuPoolList:
+        raise Conflict("one node")
+
+    async def migrate(self, ref: str, request: api.SetPoolRequest) -> api.Domain:
+        self._one(request.pool)
+        return self._core.get(ref)
+
+    def _one(self, name: str) -> api.CpuPool:
+        if name not in self._pools:
+            raise NotFound(f"Pool '{name}' does not exist")
+        return api.CpuPool(name, self._pools[name], [])
+
+
 class FakeCore:
     """Implements pyxen.xend.core.Core."""
 
@@ -51,6 +93,7 @@ class FakeCore:
         self.places: builtins.list[Place] = []
         self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
         self.scheduling = FakeScheduling(self)
+        self.cpupools = FakeCpuPools(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
@@ -190,6 +233,9 @@ class FakeCore:
     def host(self) -> api.Host:
         verdict = Verdict(False, "there is no /dev/kvm")
         return host.host_facts(engines=[], domains_running=0, roots=Roots(self.folder, self.folder), verdict=verdict)
+
+    def topology(self) -> api.HostTopology:
+        return host.host_topology()
 
     def dmesg(self) -> str:
         return "(XEN) hello\n"

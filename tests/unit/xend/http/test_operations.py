@@ -80,6 +80,26 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
     assert (await client.get("/v1/domains/web")).json()["memory_mib"] == 64
 
 
+async def test_cpu_pools(client: httpx2.AsyncClient, core: FakeCore) -> None:
+    core.add("web")
+    for path, body, status in [
+        ("cpupools", {"name": "fast", "cpus": "1"}, 201),
+        ("cpupools", {"name": "fast"}, 409),
+        ("cpupools", {"name": "a/b"}, 400),
+        ("cpupools/fast/add-cpus", {"cpus": "1"}, 200),
+        ("cpupools/slow/add-cpus", {"cpus": "1"}, 404),
+        ("domains/web/set-pool", {"pool": "fast"}, 200),
+        ("domains/web/set-pool", {"pool": "slow"}, 404),
+        ("cpupools/fast/remove-cpus", {"cpus": "1"}, 200),
+        ("split-cpupools", None, 409),
+    ]:
+        answer = await client.post(f"/v1/{path}", json=body)
+        assert answer.status_code == status, (path, body, answer.text)
+    assert [pool["name"] for pool in (await client.get("/v1/cpupools")).json()["pools"]] == ["Pool-0", "fast"]
+    assert (await client.delete("/v1/cpupools/fast")).status_code == 204
+    assert (await client.delete("/v1/cpupools/fast")).status_code == 404
+
+
 async def test_the_list_begins_with_domain_0(client: httpx2.AsyncClient, core: FakeCore) -> None:
     core.add("b")
     core.add("a")
@@ -92,7 +112,9 @@ async def test_the_list_begins_with_domain_0(client: httpx2.AsyncClient, core: F
     ("path", "struct"),
     [
         ("/v1/host", api.Host),
+        ("/v1/host/topology", api.HostTopology),
         ("/v1/version", api.Version),
+        ("/v1/cpupools", api.CpuPoolList),
         ("/v1/images", api.ImageList),
         ("/v1/domains", api.DomainList),
     ],
