@@ -30,6 +30,7 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
     WS     /v1/domains/{domain}/console    see below
+    WS     /v1/domains/{domain}/agent      a command or a file of the guest, see below
     GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
     GET    /v1/cpupools                    CpuPoolList
     POST   /v1/cpupools                    CreateCpuPoolRequest → 201 CpuPool
@@ -58,6 +59,12 @@ the domain's whole output; then binary messages of output: first a replay of at 
 the guest. A text message ``{"event": "ended", "reason": "poweroff"}`` precedes the close when the domain goes away;
 close code 1000. Several clients may be connected at once; each sees all output, input is merged. With ``?wait=1``
 the connection outlives a restart of the domain: ``{"event": "restarted", "domid": N, "offset": 0}``.
+
+Agent (WebSocket): one command or one file for each connection. The client first sends an AgentRequest as text. The
+server answers with AgentEvents as text, ``started`` or ``error`` first, ``ended`` or ``error`` last, then it closes.
+Output comes in binary messages, each with a first byte that says which: 1 standard output (or the file), 2 errors.
+Binary messages from the client are the command's standard input (or the file), AgentInput as text the rest. How many
+of them the command has taken comes as ``taken``. A client that goes away hangs up on its command.
 """
 
 from __future__ import annotations

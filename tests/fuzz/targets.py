@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.fuzz.agent import HostileAgent
 from tests.fuzz.blkif import HostileBlkfront, RacingBlkfront
 from tests.fuzz.console import HostileConsole
 from tests.fuzz.control import HostileCaller
@@ -23,5 +24,6 @@ KINDS: dict[str, Kind] = {
     "console": Kind(HostileConsole, 1000, ("printed", "silent", "typed", "full")),
     "control": Kind(HostileCaller, 1000, ("obeyed", "refused")),
     "loader": Kind(HostileKernel, 200, ("inspected", "refused", "built", "not built")),
+    "agent": Kind(HostileAgent, 1000, ("HELLO", "DATA", "ACK", "EXIT", "RESULT", "STARTED", "hung up")),
     "nbd": Kind(HostileServer, 500, ("connected", "not connected", "served", "failed")),
 }

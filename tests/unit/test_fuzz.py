@@ -23,6 +23,7 @@ INPUTS = {
     "console": 20_000,
     "control": 10_000,
     "loader": 1_000,
+    "agent": 20_000,
     "nbd": 10_000,
 }
 

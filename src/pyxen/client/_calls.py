@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from pyxen import api, errors
+from pyxen import agent_api, api, errors
 from pyxen.abi.xs_text import escape
 from pyxen.config.model import DomainConfig
 from pyxen.errors import NotFound, PyxenError
@@ -296,6 +296,28 @@ def console_target(ref: str, *, after: int | None, wait: bool) -> str:
     query = {"after": after, "wait": 1 if wait else None}
     present = {key: value for key, value in query.items() if value is not None}
     return _domain_path(ref, "console") + ("?" + urlencode(present) if present else "")
+
+
+def agent_target(ref: str) -> str:
+    """Path of the WebSocket to a guest's agent."""
+    return _domain_path(ref, "agent")
+
+
+def exec_request(
+    argv: Sequence[str], env: Mapping[str, str] | None, cwd: str, wait_s: float, **terminal: Any
+) -> agent_api.ExecRequest:
+    """Raises InvalidRequest for a word with a zero character."""
+    if any("\0" in word for word in (*argv, cwd, *(env or {}), *(env or {}).values())) or not argv:
+        raise errors.InvalidRequest("a command is one word at least, and has no zero characters")
+    return agent_api.ExecRequest(argv=list(argv), env=dict(env or {}), cwd=cwd, wait_s=wait_s, **terminal)
+
+
+def agent_event(text: str, ref: str) -> agent_api.AgentEvent:
+    """What xend says of a command or file. Raises the error that it reports."""
+    event = decode_json(text.encode(), agent_api.AgentEvent)
+    if event.error is not None:
+        raise from_problem(event.error, ref=ref)
+    return event
 
 
 def progress(line: bytes) -> api.Progress | None:

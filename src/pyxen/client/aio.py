@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import api
+from pyxen import agent_api, api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -242,6 +242,34 @@ class AsyncClient:
                 if time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(min(0.2, self._patience_s))
+
+    async def exec(
+        self,
+        ref: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: bytes = b"",
+        wait_s: float = agent_api.AGENT_WAIT_S,
+    ) -> agent_api.ExecResult:
+        """Run a command in a guest, by its agent, to its end."""
+        return await self._agent(ref, _calls.exec_request(argv, env, cwd, wait_s), stdin)
+
+    async def read_file(self, ref: str, path: str, *, wait_s: float = agent_api.AGENT_WAIT_S) -> bytes:
+        """A file of a guest. Raises NotFound."""
+        return (await self._agent(ref, agent_api.ReadFileRequest(path, wait_s), b"")).stdout
+
+    async def write_file(
+        self, ref: str, path: str, data: bytes, *, mode: int = 0o644, wait_s: float = agent_api.AGENT_WAIT_S
+    ) -> None:
+        """Make or replace a file in a guest; ``mode`` is for a new one."""
+        await self._agent(ref, agent_api.WriteFileRequest(path, mode, wait_s), data)
+
+    async def _agent(self, ref: str, request: agent_api.AgentRequest, data: bytes) -> agent_api.ExecResult:
+        from pyxen.client.agent_aio import carry_out
+
+        return await carry_out(self.address, ref, request, data)
 
     async def trace(self, ref: str, only: Sequence[str] = ()) -> AsyncIterator[api.TraceRecord]:
         """What the domain asks of its hypervisor from now on; see Client."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import api
+from pyxen import agent_api, api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -16,6 +16,7 @@ from pyxen.config.model import DomainConfig
 from pyxen.errors import Unavailable
 
 if TYPE_CHECKING:
+    from pyxen.client.agent import Command
     from pyxen.client.console import Console
 
 T = TypeVar("T")
@@ -252,6 +253,38 @@ class Client:
         from pyxen.client.console import Console
 
         return Console(self.address, ref, wait=wait)
+
+    def command(self, ref: str, request: agent_api.AgentRequest) -> Command:
+        """A command in a guest, or a file, as a stream; see :class:`pyxen.client.agent.Command`."""
+        from pyxen.client.agent import Command
+
+        return Command(self.address, ref, request)
+
+    def exec(
+        self,
+        ref: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: bytes = b"",
+        wait_s: float = agent_api.AGENT_WAIT_S,
+    ) -> agent_api.ExecResult:
+        """Run a command in a guest, by its agent, to its end."""
+        with self.command(ref, _calls.exec_request(argv, env, cwd, wait_s)) as command:
+            return command.finish([stdin])
+
+    def read_file(self, ref: str, path: str, *, wait_s: float = agent_api.AGENT_WAIT_S) -> bytes:
+        """A file of a guest. Raises NotFound."""
+        with self.command(ref, agent_api.ReadFileRequest(path, wait_s)) as command:
+            return command.finish().stdout
+
+    def write_file(
+        self, ref: str, path: str, data: bytes, *, mode: int = 0o644, wait_s: float = agent_api.AGENT_WAIT_S
+    ) -> None:
+        """Make or replace a file in a guest; ``mode`` is for a new one."""
+        with self.command(ref, agent_api.WriteFileRequest(path, mode, wait_s)) as command:
+            command.finish([data])
 
     def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
         """What the domain asks of its hypervisor from now on, of the kinds in ``only`` (all if it is empty).

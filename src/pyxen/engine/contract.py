@@ -13,12 +13,14 @@ folder (``RUN/domains/DOMID``), written by xend before the start and by the proc
                   xend, so that an adopting xend learns why a domain stopped
     stderr        what the process said besides
     control.sock  the engine's own control channel
+    agent.sock    leads to the agent in the guest, whether it has one or not; one connection at a time
 
 Nothing here polls: console.log and events are watched by inotify, the process by a pidfd.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +199,13 @@ class RunningDomain(Protocol):
         """Write a frozen guest's memory, VCPUs and devices, but not its disks, into a descriptor, from start to end.
 
         The guest goes on standing still. Raises EngineError, also when the stream's other end is closed.
+        """
+        ...
+
+    async def agent(self) -> socket.socket:
+        """A connection, not blocking, to where the guest's agent answers if there is one (abi.agent).
+
+        Raises Unsupported where no agent can be reached, Conflict if the guest has stopped.
         """
         ...
 

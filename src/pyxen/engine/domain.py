@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +25,9 @@ from pyxen.engine.events import EventLog
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
+from pyxen.engine.sockets import AGENT, connect
 from pyxen.engine.threads import ThreadClock, vcpu_threads
-from pyxen.errors import EngineError, Unsupported
+from pyxen.errors import Conflict, EngineError, Unavailable, Unsupported
 
 _INFO = "info.json"
 _THREADS_S, _THREADS_LOOK_S = 2.0, 0.01
@@ -199,6 +201,19 @@ class ProcessDomain(ABC):
 
     async def save_state(self, stream: int) -> None:
         raise self._unsaveable()
+
+    async def agent(self) -> socket.socket:
+        name = self.spec.config.name
+        if self._stopped is not None:
+            raise Conflict(f"cannot speak to the agent of '{name}': its guest has stopped")
+        try:
+            return await connect(self.directory, AGENT)
+        except FileNotFoundError:
+            raise Unsupported(
+                f"no way leads to an agent in '{name}'", hint="It will when it is started anew."
+            ) from None
+        except OSError as error:
+            raise Unavailable(f"cannot speak to the agent of '{name}': {error.strerror}") from error
 
     def _unsaveable(self) -> Unsupported:
         return Unsupported(

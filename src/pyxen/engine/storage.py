@@ -18,6 +18,7 @@ from pyxen.engine.layers import Drive, block_nodes, is_writable, node_name, node
 from pyxen.engine.process import marker, start_daemon
 from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.launch import find_binary
+from pyxen.engine.sockets import listen
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError
 
@@ -38,8 +39,8 @@ async def serve(disks: Iterable[Disk], directory: Path, uid: int | None) -> None
     """
     with Descriptors() as descriptors:
         drives = open_drives(disks, descriptors)
-        control = descriptors.take(qmp.listen(directory, _CONTROL_SOCKET))
-        exports = descriptors.take(qmp.listen(directory, DISKS_SOCKET))
+        control = descriptors.take(listen(directory, _CONTROL_SOCKET))
+        exports = descriptors.take(listen(directory, DISKS_SOCKET))
         command = [*as_user(uid), *_words(directory, drives, control), *descriptors.arguments]
         said = await asyncio.to_thread(start_daemon, command, pass_fds=descriptors.fds)
         if said:

@@ -22,7 +22,7 @@ from pyxen.image.debs import KernelFiles
 from pyxen.image.files import write_file
 from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 5
+VERSION = 6
 OPTIONS: Mapping[str, str] = {"password": "debian", "ssh_key": "", "size": "4G", "packages": ""}
 CMDLINE: Final = f"root=LABEL=root ro quiet hostname=debian {FAST_START}"
 """xend puts the domain's own name after it; the last one counts."""
@@ -113,17 +113,36 @@ def build(folder: Path, scratch: Path, kernel: KernelFiles, options: Mapping[str
     return Contents(kernel="vmlinuz", ramdisk="ramdisk", root_disk="root.qcow2", cmdline=CMDLINE)
 
 
+_AGENT_UNIT: Final = f"""\
+[Unit]
+Description=The agent that xend speaks to
+DefaultDependencies=no
+After=systemd-udevd.service
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+ExecStart=/bin/sh {ramdisk.AGENT_FOLDER}/start-agent
+KillMode=process
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 def _write_extra(path: Path, modules: Path, ssh_key: str) -> None:
     """A tar of what no package brings. It names no folders, so that those of the packages stay as they are."""
-    texts = {name: (text, 0o644) for name, text in _FILES.items()}
+    texts = {name: (text.encode(), 0o644) for name, text in _FILES.items()}
+    texts["etc/systemd/system/pyxen-agent.service"] = (_AGENT_UNIT.encode(), 0o644)
+    texts |= {f"usr{ramdisk.AGENT_FOLDER}/{name}": file for name, file in ramdisk.agent_files().items()}
     if ssh_key:
-        texts["root/.ssh/authorized_keys"] = (f"{ssh_key}\n", 0o600)
+        texts["root/.ssh/authorized_keys"] = (f"{ssh_key}\n".encode(), 0o600)
     with tarfile.open(path, "w") as tar:
-        for name, (text, mode) in sorted(texts.items()):
+        for name, (data, mode) in sorted(texts.items()):
             member = tarfile.TarInfo(name)
             member.mode = mode
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
         for file in sorted(modules.rglob("*")):
             if file.is_file() and not file.is_symlink():
                 member = tar.gettarinfo(file, f"usr/lib/modules/{modules.name}/{file.relative_to(modules)}")

@@ -21,6 +21,7 @@ DISK_MODULES: Final = ("virtio_pci", "virtio_mmio", "virtio_blk", "xen_blkfront"
 _FOLDERS: Final = ("dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp")
 _APPLETS: Final = ("bin/sh", "bin/mount", "bin/login", "sbin/getty", "sbin/modprobe")
 """The names under which others than the shell look busybox up; the shell knows all applets by itself."""
+AGENT_FOLDER: Final = "/lib/pyxen"
 _CURSOR_QUERY: Final = b"\x1b[6n\x00"
 
 
@@ -37,6 +38,13 @@ def start(init: str, modules: ModuleTree, names: Sequence[str], *, program: byte
     archive.file("lib/load-modules", script("load-modules"))
     add_modules(archive, modules, names)
     return archive
+
+
+def agent_files() -> dict[str, tuple[bytes, int]]:
+    """What an image has below AGENT_FOLDER to be spoken to by xend: by name, the contents and the mode."""
+    from pyxen.image.native import agent, compiler
+
+    return {"agent": (compiler.build(agent.main), 0o755), "start-agent": (script("start-agent"), 0o644)}
 
 
 def script(name: str) -> bytes:

@@ -13,7 +13,7 @@ from pyxen.image.files import write_file
 from pyxen.image.modules import ModuleTree
 from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 4
+VERSION = 5
 OPTIONS: Mapping[str, str] = {}
 CMDLINE: Final = f"quiet {FAST_START}"
 
@@ -65,6 +65,8 @@ def make_ramdisk(modules: ModuleTree, *, busybox: bytes | None = None) -> bytes:
     archive = ramdisk.start("tiny-init", modules, MODULES, program=busybox)
     for name in ("poweroff", "halt", "reboot"):
         archive.file(f"sbin/{name}", ramdisk.script("stop"), 0o755)
+    for name, (data, mode) in ramdisk.agent_files().items():
+        archive.file(f"{ramdisk.AGENT_FOLDER}/{name}".lstrip("/"), data, mode)
     archive.file("sbin/hotplug", ramdisk.script("hotplug"), 0o755)
     archive.file("etc/dhcp", ramdisk.script("dhcp"), 0o755)
     for name, text in {

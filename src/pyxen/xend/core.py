@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pyxen import api
+from pyxen import agent_api, api
 
 if TYPE_CHECKING:
+    from pyxen.xend.agent_link import Command
     from pyxen.xend.console import Console
     from pyxen.xend.cpupools import CpuPools
     from pyxen.xend.events import Events
     from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.xenstore import Xenstore
+
+
+class Agents(Protocol):
+    """The agents of guests."""
+
+    async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
+        """Start a command, or open a file; returns when it has started."""
+        ...
 
 
 class Core(Protocol):
@@ -78,6 +87,9 @@ class Core(Protocol):
     def console(self, ref: str) -> Console:
         """Raises Conflict if the domain is not running."""
         ...
+
+    @property
+    def agent(self) -> Agents: ...
 
     @property
     def xenstore(self) -> Xenstore: ...

@@ -15,6 +15,7 @@ from pyxen.api import ShutdownReason
 from pyxen.config.check import check
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import host
+from pyxen.xend.agent import Agents
 from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
@@ -43,6 +44,7 @@ class Domains:
         self._saving = Saving(life)
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
+        self.agent = Agents(life)
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
@@ -311,6 +313,7 @@ class Domains:
 
     async def restore(self, request: api.RestoreRequest) -> api.Domain:
         record, warnings = await self._saving.restore(request)
+        self.agent.tell_soon(self._records.running(record))
         return self._with_warnings(record, warnings)
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:

@@ -22,6 +22,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "suspend": "Have a domain's guest put itself in order and stand still.",
         "resume": "Let a suspended domain go on.",
         "rename": "Give a domain another name.",
+        "exec": "Run a command in a domain, as its root.",
+        "cp": "Copy a file into a domain or out of it.",
     },
     "Orders for a running domain": {
         "vcpu-pin": "Say which of the host's CPUs a VCPU may run on.",

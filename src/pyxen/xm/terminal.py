@@ -36,7 +36,7 @@ def attach(console: Console, *, drain_s: float | None) -> None:
         click.echo(f"Connected to {name}; Ctrl-] leaves", err=True)
     session = _Session(console, terminal, drain_s)
     try:
-        with _raw() if terminal else contextlib.nullcontext():
+        with raw() if terminal else contextlib.nullcontext():
             session.run()
     except BaseException:
         if terminal:
@@ -64,7 +64,7 @@ class _Session:
         typing.start()
         try:
             for chunk in self._console:
-                _write_all(1, chunk)
+                write_all(1, chunk)
                 self._last_output = time.monotonic()
         finally:
             self._console.close()
@@ -114,7 +114,8 @@ class _Session:
         self._console.close()
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """All of it, however little is taken at a time."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -127,7 +128,7 @@ def _end_line() -> None:
 
 
 @contextlib.contextmanager
-def _raw() -> Iterator[None]:
+def raw() -> Iterator[None]:
     """The terminal passes every key on; whatever happens, it is as before afterwards."""
     before = termios.tcgetattr(0)
     handlers = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}

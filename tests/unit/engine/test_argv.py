@@ -22,7 +22,7 @@ def make(config: DomainConfig, *, cmdline: str = "", directory: str = "/run/d/7"
         Drive(disk, (Layer(f"/dev/fdset/{number}", disk.format.value),) if disk.target else ())
         for number, disk in enumerate(config.disk, 1)
     ]
-    known = {"accelerator": "tcg", "host_cpus": 2, "control_fd": 9, "drives": drives, **facts}
+    known = {"accelerator": "tcg", "host_cpus": 2, "control_fd": 9, "agent_fd": 10, "drives": drives, **facts}
     known["netdevs"] = [f"user,id=vif{number}" for number in range(len(config.vif))]
     return build(spec, Facts(binary="/bin/qemu", directory=Path(directory), **known))  # type: ignore[arg-type]
 
@@ -72,6 +72,9 @@ def test_a_pvh_domain() -> None:
         *("-device", "virtio-balloon-pci"),
         *("-device", "pvpanic"),
         *("-device", "virtio-rng-pci"),
+        *("-chardev", "socket,id=agent,fd=10,server=on,wait=off"),
+        *("-device", "virtio-serial-pci,id=agents"),
+        *("-device", "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0"),
     ]
 
 
@@ -102,6 +105,8 @@ def test_an_hvm_domain_boots_as_told() -> None:
         "virtio-balloon-pci",
         "pvpanic",
         "virtio-rng-pci",
+        "virtio-serial-pci,id=agents",
+        "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0",
         "VGA",
         "usb-tablet",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyxen.abi.agent import PORT_NAME
 from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive
@@ -34,6 +35,8 @@ class Facts:
     host_cpus: int
     control_fd: int
     """A listening socket."""
+    agent_fd: int
+    """The same, for whoever has something to say to the guest's agent."""
     kernel: str | None = None
     ramdisk: str | None = None
     drives: list[Drive] = field(default_factory=list)
@@ -220,6 +223,10 @@ def _devices(config: DomainConfig, facts: Facts) -> list[str]:
         *("-device", "virtio-balloon-pci"),
         *("-device", "pvpanic"),
         *("-device", "virtio-rng-pci"),
+        # A port of its own on a bus of its own: a console may be on another one, or on none.
+        *("-chardev", f"socket,id=agent,fd={facts.agent_fd},server=on,wait=off"),
+        *("-device", "virtio-serial-pci,id=agents"),
+        *("-device", f"virtserialport,bus=agents.0,chardev=agent,name={PORT_NAME}"),
     ]
 
 

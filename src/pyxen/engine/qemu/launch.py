@@ -26,6 +26,7 @@ from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.vnc import choose_display
+from pyxen.engine.sockets import AGENT, listen
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
@@ -121,7 +122,8 @@ def _gather(
         directory=directory,
         accelerator=accelerator,
         host_cpus=len(os.sched_getaffinity(0)),
-        control_fd=descriptors.take(qmp.listen(directory)),
+        control_fd=descriptors.take(listen(directory, qmp.SOCKET)),
+        agent_fd=descriptors.take(listen(directory, AGENT)),
         kernel=openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
         ramdisk=openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
         drives=open_drives(config.disk, descriptors),

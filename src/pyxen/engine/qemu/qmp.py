@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyxen.engine.sockets import short_path
 from pyxen.errors import EngineError, Unavailable
 
 if TYPE_CHECKING:
@@ -21,35 +21,6 @@ if TYPE_CHECKING:
 
 SOCKET = "control.sock"
 _CONNECT_S = 10.0
-_LONGEST_UNIX_PATH = 107
-
-
-@contextlib.contextmanager
-def _short_path(directory: Path, name: str) -> Any:
-    """A name for the socket that fits into a socket address, however deep the folder lies."""
-    path = str(directory / name)
-    if len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
-        yield path
-        return
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)
-
-
-def listen(directory: Path, name: str = SOCKET) -> int:
-    """Make the control socket, for QEMU to inherit; returns its descriptor. It answers from now on."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with _short_path(directory, name) as path:
-            Path(path).unlink(missing_ok=True)
-            listener.bind(path)
-            Path(path).chmod(0o600)
-        listener.listen(8)
-        return listener.detach()
-    finally:
-        listener.close()
 
 
 class Session:
@@ -112,7 +83,7 @@ async def _connected(qmp: Any, directory: Path, name: str) -> AsyncIterator[QMPC
     client.logger.disabled = True
     try:
         async with asyncio.timeout(_CONNECT_S):
-            with _short_path(directory, name) as path:
+            with short_path(directory, name) as path:
                 await asyncio.get_running_loop().sock_connect(connection, path)
             await client.connect(connection)
     except BaseException:

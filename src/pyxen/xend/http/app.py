@@ -25,6 +25,7 @@ from pyxen.xend.http import (
     routes_trace,
     routes_xenstore,
 )
+from pyxen.xend.http.agent_ws import AgentSocket
 from pyxen.xend.http.console_ws import ConsoleSocket
 from pyxen.xend.http.guard import Guard
 from pyxen.xend.http.openapi import describe_api
@@ -40,6 +41,7 @@ def make_app(core: Core, *, version: str, token: str | None, log_path: Path) -> 
         by_path.setdefault(operation.path, {})[operation.method] = operation
     routes = [
         WebSocketRoute("/v1/domains/{domain}/console", ConsoleSocket(core).serve),
+        WebSocketRoute("/v1/domains/{domain}/agent", AgentSocket(core).serve),
         *(Route(path, Resource(core, methods)) for path, methods in by_path.items()),
     ]
     return Problems(Guard(Router(routes, redirect_slashes=False, default=_nowhere), token))

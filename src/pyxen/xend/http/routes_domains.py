@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyxen import api
+from pyxen.xend.http.agent_ws import needs_websocket as agent_needs_websocket
 from pyxen.xend.http.console_ws import needs_websocket
 from pyxen.xend.http.operation import Call, Operation, Parameter
 
@@ -168,6 +169,10 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/restore", "restoreDomain", "Start a domain from its saved state", _restore,
         body=api.RestoreRequest, result=api.Domain, status=201, errors=(404, 409, 422, 500, 507),
+    ),
+    Operation(
+        "GET", f"{_ONE}/agent", "openAgent", "A command or a file of the guest, over a WebSocket",
+        agent_needs_websocket, status=101, stream=True, errors=(404, 409, 426),
     ),
     Operation(
         "GET", f"{_ONE}/console", "openConsole", "A domain's console, over a WebSocket", needs_websocket,

@@ -16,8 +16,8 @@ def command(session: Session, file: Path, paused: bool) -> None:
     """Start a domain from its saved state.
 
     FILE is what xm save has written. The domain goes on where it was saved, with its name and UUID and a new id; the
-    file stays. The guest's clock goes on from when it was saved, too, until the guest sets it. Started twice from one
-    file it has the same random numbers ahead of it: don't make several machines of one.
+    file stays. A guest with an agent is told the time and given new random numbers. Without one its clock goes on from
+    when it was saved, and what is started twice from one file has the same random numbers ahead.
     """
     domain = session.client.restore(str(file.absolute()), paused=paused)
     for warning in domain.warnings:

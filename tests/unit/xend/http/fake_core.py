@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import api
+from pyxen import agent_api, api
 from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
@@ -20,6 +20,8 @@ from pyxen.engine.probe import Verdict
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unsupported
 from pyxen.paths import Roots
 from pyxen.xend import host
+from pyxen.xend.agent import begin_on
+from pyxen.xend.agent_link import Command, Link
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.events import Events
@@ -84,6 +86,20 @@ class FakeCpuPools(CpuPools):
         return api.CpuPool(name, self._pools[name], [])
 
 
+class FakeAgents:
+    """All domains have the one agent that ``link`` leads to."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self.link: Link | None = None
+
+    async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
+        domain = self._core.get(ref)
+        if self.link is None:
+            raise Unsupported(f"no agent answered in '{domain.name}' within {request.wait_s:g} s")
+        return await begin_on(self.link, domain.name, request)
+
+
 class FakeCore:
     """Implements pyxen.xend.core.Core."""
 
@@ -94,6 +110,7 @@ class FakeCore:
         self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
         self.scheduling = FakeScheduling(self)
         self.cpupools = FakeCpuPools(self)
+        self.agent = FakeAgents(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
