@@ -273,7 +273,7 @@ class Link:
     def _break(self, problem: PyxenError) -> None:
         if self._problem is None:
             self._problem = problem
-            self._writer.close()
+            self._writer.transport.abort()  # what is still to be sent may never be taken
             self.on_gone()
         self._greeted.set()
         for command in self._commands.values():

@@ -101,5 +101,5 @@ class Pretender:
                     answer = Frame(Kind.RESULT, id=number, payload=self.errno.to_bytes(4, "little"))
                 writer.write(answer.pack())
         except asyncio.IncompleteReadError:
-            writer.close()
+            writer.transport.abort()
             self.gone = True

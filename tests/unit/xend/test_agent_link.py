@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,23 @@ from tests.unit.xend.agents import collect, linked, settle, start, until
 pytestmark = pytest.mark.anyio
 ENV = {"PATH": os.environ["PATH"]}
 BYTES = bytes(range(256)) * 4096
+
+
+@pytest.fixture(autouse=True)
+async def closed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Links that a test leaves open, or that are still closing at its end, are gone before its loop is."""
+    made: list[Link] = []
+    original = Link.__init__
+
+    def init(self: Link, *args: Any) -> None:
+        original(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(Link, "__init__", init)
+    yield
+    for link in made:
+        link.close()
+    await settle()
 
 
 async def begin(link: Link, *argv: str, cwd: str = "/", flags: int = 0, env: dict[str, str] | None = None) -> Command:
@@ -206,6 +225,16 @@ async def test_an_agent_that_dies_ends_all_with_an_error() -> None:
     await settle()
 
 
+async def test_an_agent_that_is_told_to_end_does_so_and_hangs_up_on_its_commands() -> None:
+    """Or it would hold up the guest's shutdown."""
+    async with linked() as (link, process):
+        command = await begin(link, "sleep", "600")
+        pid = int.from_bytes((command.started or b"")[:4], "little")
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0
+        await until(lambda: not Path(f"/proc/{pid}/cwd").exists())
+
+
 @pytest.mark.parametrize("sent", [b"\xff" * 8, Frame(Kind.DATA, 1, 0, bytes(60_000)).pack() * 5])
 async def test_a_guest_that_breaks_the_rules_is_hung_up_on(sent: bytes) -> None:
     host, guest = socket.socketpair()
@@ -227,7 +256,7 @@ async def test_a_guest_that_breaks_the_rules_is_hung_up_on(sent: bytes) -> None:
         while await command.output() is not None:
             pass
     await pretending
-    writer.close()
+    writer.transport.abort()
     await settle()
 
 

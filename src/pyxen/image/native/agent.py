@@ -106,7 +106,7 @@ def main(stack: int) -> int:
     store64(PORT, port)
     make_raw(port)
     linux.block_signals(-1)
-    store64(SCRATCH, 1 << linux.SIGCHLD - 1 | 1 << linux.SIGIO - 1)
+    store64(SCRATCH, 1 << linux.SIGCHLD - 1 | 1 << linux.SIGIO - 1 | 1 << linux.SIGTERM - 1)
     store64(SIGNALS, syscall(linux.SIGNALFD4, -1, SCRATCH, 8, linux.O_NONBLOCK | linux.O_CLOEXEC))
     syscall(linux.FCNTL, port, linux.F_SETOWN, syscall(linux.GETPID))
     syscall(linux.FCNTL, port, linux.F_SETFL, linux.O_NONBLOCK | linux.O_ASYNC)
@@ -188,6 +188,9 @@ def take_signals() -> None:
     while syscall(linux.READ, load64(SIGNALS), SCRATCH, 128) > 0:
         if load32(SCRATCH) == linux.SIGIO:
             store64(HUNG_UP, 0)
+        if load32(SCRATCH) == linux.SIGTERM:
+            hang_up()
+            syscall(linux.EXIT_GROUP, 0)
     while True:
         pid = syscall(linux.WAIT4, -1, SCRATCH, linux.WNOHANG)
         if pid <= 0:

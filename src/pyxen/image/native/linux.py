@@ -57,6 +57,7 @@ EINVAL: Final = 22
 EINTR: Final = 4
 
 SIGHUP: Final = 1
+SIGTERM: Final = 15
 SIGCHLD: Final = 17
 SIGCONT: Final = 18
 SIGIO: Final = 29
