@@ -19,7 +19,6 @@ from typing import Final
 from pyxen.abi import event_channel, hypercall, sched
 from pyxen.abi.vcpu import Context64
 from pyxen.hypervisor.builder import build, hypercall_sites
-from pyxen.hypervisor.builder.build import Built
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.kvm.uapi import RUN_EXIT_REASON, Call, Exit
 from pyxen.hypervisor.kvm_machine import KvmMachine
@@ -95,9 +94,8 @@ class _Machine:
         self.done = threading.Event()
         self.error = ""
         memory = _memory(code, port=1)
-        built = Built(memory, _CODE, 0, 64)
         self.kvm = KvmMachine(
-            built,
+            memory,
             1,
             self.loop,
             domid=1,

@@ -218,7 +218,7 @@ class ProcessDomain(ABC):
     def _unsaveable(self) -> Unsupported:
         return Unsupported(
             f"the engine of '{self.spec.config.name}' can't save a guest's state yet",
-            hint="The QEMU engine can: engine=qemu in the domain's description.",
+            hint="The Xen engine and QEMU's can.",
         )
 
     def statistics(self) -> Statistics:

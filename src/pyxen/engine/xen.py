@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -36,10 +37,14 @@ from pyxen.errors import (
     Unsupported,
 )
 from pyxen.hypervisor.jail import Report
+from pyxen.hypervisor.state.sections import VERSION
 
 _READY_S = 120.0
 _ANSWER_S = 30.0
 _SUSPEND_S = 60.0
+_READ_S_FOR_MIB = 0.1
+_MACHINE = f"xen-{VERSION}"
+"""All else that a reader must have the state itself says."""
 _REFUSALS: dict[str, type[PyxenError]] = {
     kind.code: kind for kind in (InvalidRequest, Unsupported, Conflict, ResourceExhausted)
 }
@@ -63,16 +68,46 @@ class XenDomain(ProcessDomain):
         try:
             await self.wait_suspended(True, _SUSPEND_S)
         except TimeoutError:
-            raise EngineError(
-                f"'{self.spec.config.name}' did not suspend within {_SUSPEND_S:g} s",
-                hint="A guest that is still booting, or hung, hears nothing; xm pause needs no help from it.",
-            ) from None
+            if not await self._suspends_yet():
+                raise EngineError(
+                    f"'{self.spec.config.name}' did not suspend within {_SUSPEND_S:g} s",
+                    hint="A guest that is still booting, or hung, hears nothing; xm pause needs no help from it.",
+                ) from None
         if self.stopped is not None:
             raise Conflict(f"'{self.spec.config.name}' stopped instead of suspending itself")
 
     async def resume(self) -> None:
         await self._order("resume", "resume")
         await self.wait_suspended(False, _ANSWER_S)
+
+    async def _suspends_yet(self) -> bool:
+        """Withdraw the request, or wait for what comes of it, if the guest has heard it."""
+        if (await self._execute("withdraw", {}))["expected"]:
+            with contextlib.suppress(TimeoutError):
+                await self.wait_suspended(True, _SUSPEND_S)
+        return self.suspended or self.stopped is not None
+
+    async def freeze(self) -> None:
+        """The guest suspends itself: what it knows of event channels, grants and devices it can then make anew."""
+        if self.paused:
+            raise Conflict(
+                f"'{self.spec.config.name}' is paused, so it can't put itself in order",
+                hint=f"Let it run: xm unpause {self.spec.config.name}",
+            )
+        if not self.suspended:
+            await self.suspend()
+
+    async def thaw(self) -> None:
+        # An earlier xend may have asked it to, a moment ago.
+        if self.suspended or (await self._suspends_yet() and self.suspended):
+            await self.resume()
+
+    async def machine(self) -> str:
+        return _MACHINE
+
+    async def save_state(self, stream: int) -> None:
+        # As long as the reader takes.
+        await self._execute("save-state", {}, [stream], timeout_s=None)
 
     async def request_shutdown(self, reason: str) -> None:
         await self._order("shut down", "shutdown", reason=reason)
@@ -198,8 +233,11 @@ class XenEngine:
     async def start(
         self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
     ) -> RunningDomain:
-        if state is not None:
-            raise Unsupported("the Xen engine can't restore a guest's state yet")
+        if state is not None and spec.machine != _MACHINE:
+            raise Unsupported(
+                f"'{spec.config.name}' was saved in the form {spec.machine}, this pyxen reads {_MACHINE}",
+                hint="Restore it with the version of pyxen that saved it.",
+            )
         spec = msgspec.structs.replace(spec, cmdline=_with_vcpus(_with_console(spec.cmdline), spec))
         info = StartedInfo(accelerator="kvm")
         try:
@@ -208,11 +246,13 @@ class XenEngine:
             (directory / "stderr").touch(mode=0o600)
             if disks := served(spec.config.disk):
                 await serve(disks, directory, spec.uid)
-            pid = await asyncio.to_thread(_launch, spec, directory, info, paused=paused)
+            pid = await asyncio.to_thread(_launch, spec, directory, info, paused=paused, state=state)
         except OSError as error:
             raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
         domain = XenDomain(spec, directory, pid, self._inotify, info)
-        await domain.settle(_READY_S, paused=paused)
+        # Memory comes as fast as it can be read and unpacked.
+        reading_s = 0.0 if state is None else spec.most_memory_mib * _READ_S_FOR_MIB
+        await domain.settle(_READY_S + reading_s, paused=paused)
         domain.note_jail()
         save_info(directory, info)
         return domain
@@ -225,9 +265,11 @@ class XenEngine:
         reap(directory)
 
 
-def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool) -> int:
+def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool, state: int | None) -> int:
     """Start the process, with its networks; its id. Raises PyxenError and OSError."""
     words: list[str] = ["--paused"] if paused else []
+    if state is not None:
+        words += ["--state", str(state)]
     for disk in served(spec.config.disk):
         words += ["--nbd", f"{disk.vdev}={directory / DISKS_SOCKET}"]
     with Descriptors() as descriptors:
@@ -236,7 +278,7 @@ def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: boo
             # The marker is not for the hypervisor: it is what the process is found by.
             [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory), *words],
             stderr=directory / "stderr",
-            pass_fds=descriptors.fds,
+            pass_fds=[*descriptors.fds, *([] if state is None else [state])],
         )
     write_pid(directory, pid)
     if (group := cgroup.enter(spec.uuid, pid)) is not None:

@@ -43,21 +43,30 @@ def _host_trusts_tsc() -> bool:
 
 
 class GuestClock:
-    """Starts at 0. ``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴."""
+    """``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴; system time is ``since_ns`` to begin with,
 
-    def __init__(self, tsc_khz: int, offsets: list[int]) -> None:
+    when the host's TSC is ``start``, by default now.
+    """
+
+    def __init__(self, tsc_khz: int, offsets: list[int], *, since_ns: int = 0, start: int | None = None) -> None:
         self.offsets = offsets
+        self.tsc_khz = tsc_khz
+        self._since_ns = since_ns
         self._rdtsc = _rdtsc()
         self._shift, self._mul = tsc_scale(tsc_khz)
         self._flags = _TSC_STABLE if len(set(offsets)) == 1 and _host_trusts_tsc() else 0
-        self._start = self._rdtsc()
+        self._start = self._rdtsc() if start is None else start
 
     def now_ns(self) -> int:
         """System time."""
+        return self.at(self._rdtsc())
+
+    def at(self, host_tsc: int) -> int:
+        """System time when the host's TSC is this."""
         # Another CPU's counter may be a little behind the one that the start was read from.
-        ticks = max(0, self._rdtsc() - self._start)
+        ticks = max(0, host_tsc - self._start)
         ticks = ticks << self._shift if self._shift >= 0 else ticks >> -self._shift
-        return ticks * self._mul >> 32
+        return self._since_ns + (ticks * self._mul >> 32)
 
     def wallclock_ns(self) -> int:
         """The time of day at which system time was 0."""
@@ -65,4 +74,4 @@ class GuestClock:
 
     def pvclock(self, vcpu: int) -> PvClock:
         """A VCPU's numbers; they hold for as long as its TSC runs undisturbed."""
-        return PvClock((self._start + self.offsets[vcpu]) & _U64, 0, self._mul, self._shift, self._flags)
+        return PvClock((self._start + self.offsets[vcpu]) & _U64, self._since_ns, self._mul, self._shift, self._flags)

@@ -61,6 +61,8 @@ class Domain:
         self.runstate_update_flag = False
         self.shutdown: int | None = None
         """Why the guest asked for its end (SHUTDOWN_…)."""
+        self.suspended_by: int | None = None
+        """The VCPU in whose hypercall the guest suspended itself last."""
         self.shutdown_code: int | None = None
         """SCHEDOP_shutdown_code: said before the end."""
         self.shared_info = SharedInfo()

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import mmap
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pyxen.abi.hvm import PARAM_TRIPLE_FAULT_REASON
 from pyxen.abi.sched import SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT
 from pyxen.abi.vcpu import VcpuContext
-from pyxen.errors import PyxenError
+from pyxen.errors import PyxenError, Unsupported
 from pyxen.hypervisor.builder import cpuid, entry, layout
 from pyxen.hypervisor.builder.build import Built, pages
 from pyxen.hypervisor.clock import GuestClock, host_tsc
 from pyxen.hypervisor.core import CpuState
 from pyxen.hypervisor.departures import Departures
-from pyxen.hypervisor.kvm import Kvm, KvmVcpu
+from pyxen.hypervisor.kvm import CpuidEntry, Kvm, KvmVcpu
 from pyxen.hypervisor.kvm.uapi import MSR_EXIT_INVALID, MSR_EXIT_UNKNOWN, X2APIC_32_BIT_IDS, Capability
 from pyxen.hypervisor.kvm.vcpu import KICK
 from pyxen.hypervisor.loop import Loop, Timer
 from pyxen.hypervisor.machine import PvClock
-from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress
+from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress, GuestMemory
 from pyxen.hypervisor.paging import walk
 from pyxen.hypervisor.processor import Hold, Observer, Processor
+from pyxen.hypervisor.state import cpu
+from pyxen.hypervisor.state.words import Cpu
 
 _MSR_TSC: Final = 0x10
 _MSR_KERNEL_GS_BASE: Final = 0xC0000102
@@ -34,6 +36,14 @@ _MOST_FRAMES: Final = 8192
 _NMI_MESSAGE: Final = 4 << 8
 _FIRST_RETRY_NS, _LAST_RETRY_NS = 1_000_000, 1_000_000_000
 _PARK_S: Final = 5.0
+_XENS_LEAVES: Final = 4  # 0x4…: for hypervisors to tell of themselves
+
+
+class Moment(NamedTuple):
+    """System time (ns) at which TSCs were read, and how fast they run."""
+
+    system_time: int
+    tsc_khz: int
 
 
 class XenSide(Protocol):
@@ -56,7 +66,8 @@ class XenSide(Protocol):
 
 
 class KvmMachine:
-    """Made from a domain that has been built; ``attach`` gives it Xen's side, ``start`` lets it run.
+    """Made around a domain's memory; ``boot`` or ``load`` says where its VCPUs are, ``attach`` gives it Xen's side,
+    ``start`` lets it run.
 
     ``console`` is given emergency output, ``stopped`` the guest's reason (SHUTDOWN_…) for its end, ``failed`` the
     machine's own, ``vcpus_changed`` that a VCPU went up or down: all four in whatever thread it happens, and to return
@@ -65,7 +76,7 @@ class KvmMachine:
 
     def __init__(
         self,
-        built: Built,
+        memory: GuestMemory,
         vcpus: int,
         loop: Loop,
         *,
@@ -76,7 +87,7 @@ class KvmMachine:
         vcpus_changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises PyxenError if KVM refuses."""
-        self.memory = built.memory
+        self.memory = memory
         self._console = console
         self._stopped = stopped
         self._failed = failed
@@ -95,7 +106,11 @@ class KvmMachine:
         self._vm.create_irqchip()
         # All of them before any runs: then KVM gives them one common TSC.
         kvm_vcpus = [self._vm.create_vcpu(index) for index in range(vcpus)]
-        self._set_up(kvm_vcpus, built, domid)
+        self._domid = domid
+        self._supported = self._kvm.supported_cpuid()
+        self._msrs = cpu.wanted_msrs(self._kvm.msr_indices())
+        self._xsave = self._kvm.check(Capability.XSAVE2)
+        self._cpuid = self._show_cpuid(kvm_vcpus)
         self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), _tsc_offsets(kvm_vcpus))
         self._processors = [Processor(index, kvm, self.memory, self) for index, kvm in enumerate(kvm_vcpus)]
         self._owed: set[int] = set()
@@ -104,19 +119,77 @@ class KvmMachine:
         self._departures = Departures(loop, self._still_up)
         self._timers = [Timer(loop, self._expired(index)) for index in range(vcpus)]
 
-    def _set_up(self, vcpus: list[KvmVcpu], built: Built, domid: int) -> None:
-        supported = self._kvm.supported_cpuid()
+    def _show_cpuid(self, vcpus: list[KvmVcpu]) -> list[list[CpuidEntry]]:
         tsc_khz = vcpus[0].tsc_khz()
+        shown = []
         for index, vcpu in enumerate(vcpus):
-            vcpu.set_cpuid(cpuid.leaves(supported, index, len(vcpus), domid=domid, tsc_khz=tsc_khz))
+            shown.append(cpuid.leaves(self._supported, index, len(vcpus), domid=self._domid, tsc_khz=tsc_khz))
+            vcpu.set_cpuid(shown[-1])
             vcpu.set_msr(entry.MTRR_DEFAULT_TYPE, entry.MTRR_WRITE_BACK)
-        first = vcpus[0]
+        return shown
+
+    # For the process
+
+    def boot(self, built: Built) -> None:
+        """Have VCPU 0 begin at the kernel's entry. This or ``load``, before ``start``."""
+        first = self._processors[0].kvm
         sregs = first.get_sregs()
         regs = entry.pvh(sregs, built.entry, built.start_info)
         first.set_sregs(sregs)
         first.set_regs(regs)
 
-    # For the process
+    def save(self, suspended_by: int) -> tuple[Moment, list[Cpu]]:
+        """The time, and the VCPUs of a guest that has suspended itself. Not with domain.lock held.
+
+        For the one that has, the state is such that its hypercall returns 0: it finds itself in a new domain.
+        """
+        host = host_tsc()
+        found = []
+        for processor in self._processors:
+            processor.wait_parked(_PARK_S)
+            found.append(
+                cpu.capture(
+                    processor.kvm,
+                    processor.index,
+                    up=processor.up,
+                    held=processor.is_held(Hold.DOWN),
+                    cpuid=self._cpuid[processor.index],
+                    msrs=self._msrs,
+                    xsave=self._xsave,
+                    tsc=(host + self._clock.offsets[processor.index]) % (1 << 64),
+                    returns=0 if processor.index == suspended_by else None,
+                )
+            )
+        return Moment(self._clock.at(host), self._clock.tsc_khz), found
+
+    def load(self, moment: Moment, cpus: Sequence[Cpu]) -> None:
+        """Give the VCPUs what ``save`` has found, and let time go on from there.
+
+        Raises Unsupported where this host's processor is not enough, InvalidRequest and EngineError.
+        """
+        khz = self._clock.tsc_khz
+        if not cpu.same_frequency(moment.tsc_khz, khz):
+            raise Unsupported(
+                f"the guest's time stamp counter ran at {moment.tsc_khz} kHz, this host's runs at {khz}",
+                hint="Restore it on a host whose processor has the same frequency.",
+            )
+        for state in cpus:
+            cpu.check_features(state, self._supported)
+        for processor, state in zip(self._processors, cpus, strict=True):
+            xen_leaves = cpuid.xen_leaves(processor.index, self._domid, khz)
+            kept = [leaf for leaf in cpu.entries(state) if leaf.function >> 28 != _XENS_LEAVES]
+            self._cpuid[processor.index] = [*kept, *xen_leaves]
+            processor.kvm.set_cpuid(self._cpuid[processor.index])
+            cpu.restore(processor.kvm, state)
+            processor.up = state.up
+            if state.held:
+                processor.hold(Hold.DOWN)
+        # All at the same moment: they keep their distances.
+        host = host_tsc()
+        for processor, state in zip(self._processors, cpus, strict=True):
+            processor.kvm.set_tsc(state.tsc, host)
+        offsets = _tsc_offsets([processor.kvm for processor in self._processors])
+        self._clock = GuestClock(khz, offsets, since_ns=moment.system_time, start=host)
 
     def attach(self, domain: XenSide) -> None:
         """``domain`` serves the guest's hypercalls from now on. Before ``start``; later, what passes calls on to it."""

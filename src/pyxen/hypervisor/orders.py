@@ -1,4 +1,4 @@
-"""What may be asked of a running domain besides pausing and shutting down: VCPUs, memory, keys, triggers, cores."""
+"""What may be asked of a domain besides pausing and shutting down: VCPUs, memory, keys, triggers, cores, its state."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.kvm_machine import KvmMachine
 from pyxen.hypervisor.memory import PAGE_SIZE
 from pyxen.hypervisor.spec import DomainSpec
+from pyxen.hypervisor.state import save
 from pyxen.hypervisor.toolstack import Toolstack
 
 _NO_SUCH_TRIGGER: Final = {
@@ -32,6 +33,9 @@ class Lifeline(Protocol):
     @property
     def stop_reason(self) -> str | None: ...
 
+    @property
+    def suspended(self) -> bool: ...
+
     def pause(self) -> None: ...
 
     def unpause(self) -> None: ...
@@ -48,7 +52,7 @@ class Orders:
         self._machine = machine
         self._toolstack = toolstack
         self._process = process
-        self._dumping = False
+        self._busy = ""
 
     def commands(self) -> Mapping[str, Callable[..., object]]:
         return {
@@ -58,6 +62,7 @@ class Orders:
             "sysrq": self.sysrq,
             "trigger": self.trigger,
             "dump-core": self.dump_core,
+            "save-state": self.save_state,
         }
 
     def set_vcpus(self, count: int) -> None:
@@ -124,19 +129,41 @@ class Orders:
         if live and not stands:
             self._process.unpause()
             stands = True
-        self._dumping = True
+        self._busy = "its core is being dumped"
 
         def done() -> None:
-            self._dumping = False
+            self._busy = ""
             if not stands and self._process.stop_reason is None:
                 self._process.unpause()
 
         return Later(lambda: {"size": core.write(fd, self._domain.memory, states)}, done)
 
+    def save_state(self, fds: list[int]) -> Later:
+        """Write the state of a guest that has suspended itself into the one descriptor; it stays suspended."""
+        self.refuse_busy("save")
+        self._refuse_stopped("save")
+        if len(fds) != 1:
+            raise InvalidRequest(f"a state is written into one file, not {len(fds)}")
+        suspended_by = self._domain.suspended_by
+        if not self._process.suspended or suspended_by is None:
+            raise Conflict(f"cannot save '{self._spec.config.name}': it is not suspended")
+        (fd,) = fds
+        moment, cpus = self._machine.save(suspended_by)
+        with self._domain.lock:
+            xen = save.describe(self._domain, moment.system_time, moment.tsc_khz)
+        regions = self._domain.memory.regions
+        own = len(self._domain.memory_map)
+        self._busy = "its state is being saved"
+
+        def done() -> None:
+            self._busy = ""
+
+        return Later(lambda: {"size": save.write(fd, regions[:own], regions[own:], xen, cpus)}, done)
+
     def refuse_busy(self, what: str) -> None:
-        """Raises Conflict while a core is being written."""
-        if self._dumping:
-            raise Conflict(f"cannot {what} '{self._spec.config.name}': its core is being dumped")
+        """Raises Conflict while a core or a state is being written."""
+        if self._busy:
+            raise Conflict(f"cannot {what} '{self._spec.config.name}': {self._busy}")
 
     def _refuse_stopped(self, what: str) -> None:
         if self._process.stop_reason is not None:

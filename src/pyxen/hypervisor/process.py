@@ -24,11 +24,13 @@ from pyxen.hypervisor.devices import Devices, Sources
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.events import Events
 from pyxen.hypervisor.jail import Jail, Report, mode
-from pyxen.hypervisor.kvm_machine import KvmMachine
+from pyxen.hypervisor.kvm_machine import KvmMachine, Moment
 from pyxen.hypervisor.loop import Loop
 from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE
 from pyxen.hypervisor.orders import Orders
-from pyxen.hypervisor.spec import DomainSpec, load
+from pyxen.hypervisor.spec import DomainSpec
+from pyxen.hypervisor.spec import load as read_spec
+from pyxen.hypervisor.state import load
 from pyxen.hypervisor.terminal import Log, Terminal
 from pyxen.hypervisor.toolstack import Toolstack
 from pyxen.hypervisor.trace import REASONS, Tracing
@@ -43,14 +45,16 @@ _ORDERS = ("poweroff", "reboot", "halt", "suspend")
 class DomainProcess:
     """A domain, its machine, its files. Everything but ``_guest_stopped`` and ``_failed`` is for the main thread."""
 
-    def __init__(self, directory: Path, spec: DomainSpec, sources: Sources) -> None:
-        """Make everything, run nothing yet. Raises PyxenError."""
+    def __init__(self, directory: Path, spec: DomainSpec, sources: Sources, state: int | None = None) -> None:
+        """Make everything, run nothing yet. With ``state``, the guest will be what is read there. Raises PyxenError."""
         self.spec = spec
+        self._state = state
         self._directory = directory
         self._jail = Report()
         self.stop_reason: str | None = None
         self._paused = True
         self._suspended = False
+        self._suspending = False
         self._words: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: T201  the file "stderr"
         self.loop = Loop()
         self._log = Log(directory / "console.log")
@@ -82,10 +86,8 @@ class DomainProcess:
         spec = self.spec
         vcpus = spec.most_vcpus
         memory = build.allocate(spec.most_memory * layout.MIB)
-        ramdisk = Path(spec.ramdisk) if spec.ramdisk else None
-        built = build.build(memory, Path(spec.kernel), ramdisk, spec.cmdline, vcpus)
         machine = KvmMachine(
-            built,
+            memory,
             vcpus,
             self.loop,
             domid=spec.domid,
@@ -103,7 +105,19 @@ class DomainProcess:
             uuid=uuid.UUID(spec.uuid).bytes,
         )
         machine.attach(domain)
+        if self._state is None:
+            ramdisk = Path(spec.ramdisk) if spec.ramdisk else None
+            machine.boot(build.build(memory, Path(spec.kernel), ramdisk, spec.cmdline, vcpus))
         return machine, domain
+
+    def _load(self, state: int) -> None:
+        """Make the guest what ``state`` holds. In the jail, as nobody knows who has written it."""
+        try:
+            xen, cpus = load.read(state, self.domain)
+            load.apply(xen, self.domain)
+            self.machine.load(Moment(xen.system_time, xen.tsc_khz), cpus)
+        finally:
+            os.close(state)
 
     def _open_store(self, directory: Path, port: int) -> None:
         store = Store()
@@ -119,6 +133,8 @@ class DomainProcess:
         """Enter the jail; run the guest and the main loop, until ``quit``. Raises PyxenError."""
         jail.enter(self._directory, uid=self.spec.uid, vcpus=len(self.domain.vcpus))
         self._jail = jail.report
+        if self._state is not None:
+            self._load(self._state)
         self.machine.start(paused=paused)
         self._events.ready(self._jail)
         self._changes.vcpus()
@@ -153,6 +169,11 @@ class DomainProcess:
     def paused(self) -> bool:
         return self._paused
 
+    @property
+    def suspended(self) -> bool:
+        """The guest has suspended itself."""
+        return self._suspended
+
     def pause(self) -> None:
         self._refuse_stopped("pause")
         self._orders.refuse_busy("pause")
@@ -172,6 +193,7 @@ class DomainProcess:
     def resume(self) -> None:
         """Let the guest go on after it was asked to suspend, and has."""
         self._refuse_stopped("resume")
+        self._orders.refuse_busy("resume")
         if not self._suspended:
             raise Conflict(f"'{self.spec.config.name}' is not suspended")
         self._suspended = False
@@ -186,7 +208,14 @@ class DomainProcess:
             raise Conflict(f"'{self.spec.config.name}' is suspended")
         if reason not in _ORDERS:
             raise InvalidRequest(f"a guest can't be asked to {reason!r}", hint=f"Use one of {', '.join(_ORDERS)}.")
+        self._suspending = reason == "suspend"
         self.toolstack.ask(reason)
+
+    def withdraw(self) -> dict[str, object]:
+        """Ask the guest no longer to suspend itself. ``expected``: it has heard it, and is about to."""
+        if self._suspending and self.toolstack.withdraw("suspend"):
+            self._suspending = False
+        return {"expected": self._suspending}
 
     def status(self) -> dict[str, object]:
         return {
@@ -208,6 +237,7 @@ class DomainProcess:
             "pause": self.pause,
             "unpause": self.unpause,
             "shutdown": self.shutdown,
+            "withdraw": self.withdraw,
             "resume": self.resume,
             "status": self.status,
             **self._orders.commands(),
@@ -229,6 +259,7 @@ class DomainProcess:
     def _guest_suspended(self) -> None:
         if self.stop_reason is None:
             self._suspended = True
+            self._suspending = False
             self._events.suspended()
 
     def _failed(self, words: str) -> None:
@@ -257,8 +288,9 @@ def main(argv: list[str]) -> None:
         taps={int(number): int(fd) for number, fd in options.tap},
         streams={int(number): int(fd) for number, fd in options.stream},
     )
-    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values()])
-    process = DomainProcess(directory, load(directory / "domain.json"), sources)
+    state = [] if options.state is None else [options.state]
+    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values(), *state])
+    process = DomainProcess(directory, read_spec(directory / "domain.json"), sources, options.state)
 
     def quit_soon(number: int, frame: FrameType | None) -> None:
         process.loop.call_soon(process.quit)
@@ -274,6 +306,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("monitor", type=Path, help="DIRECTORY/monitor: the domain's folder, and a name for no file")
     parser.add_argument("marker", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--paused", action="store_true", help="wait for the order to unpause")
+
+    parser.add_argument("--state", type=int, metavar="FD", help="begin with the state that is read there")
 
     def pairs(option: str, metavar: str, text: str) -> None:
         parser.add_argument(option, type=_pair, action="append", default=[], metavar=metavar, help=text)

@@ -106,6 +106,10 @@ class Processor:
             self._holds.discard(why)
             self._changed.notify_all()
 
+    def is_held(self, why: Hold) -> bool:
+        with self._changed:
+            return why in self._holds
+
     def wait_parked(self, timeout_s: float) -> bool:
         """Wait until a held VCPU stands still, with the guest's state in KVM complete."""
         with self._changed:

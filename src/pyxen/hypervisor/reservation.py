@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pyxen.abi.shared_info import PAGE_SIZE
 
@@ -51,6 +51,21 @@ class Reservation:
         holes, index = found
         holes[index >> 3] |= 1 << (index & 7)
         self.absent += 1
+        return True
+
+    def holes(self) -> list[bytes]:
+        """A copy of what has been given back: for each range of RAM a bit for each page."""
+        return [bytes(holes) for holes in self._holes]
+
+    def set_holes(self, holes: Sequence[bytes]) -> bool:
+        """Take such a copy; False if it is that of another domain."""
+        if [len(each) for each in holes] != [len(each) for each in self._holes]:
+            return False
+        absent = [int.from_bytes(each, "little") for each in holes]
+        if any(bits >> pages for bits, (_, pages) in zip(absent, self._ranges, strict=True)):
+            return False
+        self._holes = [bytearray(each) for each in holes]
+        self.absent = sum(bits.bit_count() for bits in absent)
         return True
 
     def put_back(self, gfn: int) -> bool:

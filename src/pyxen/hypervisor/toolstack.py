@@ -62,6 +62,14 @@ class Toolstack:
         """Ask the guest to ``reason``: poweroff, reboot, halt, suspend."""
         self._local.write(f"{self._home}/control/shutdown", reason)
 
+    def withdraw(self, reason: str) -> bool:
+        """Ask no longer; False if the guest has taken the order already (it empties the node as it does)."""
+        node = f"{self._home}/control/shutdown"
+        if self._local.read(node) != reason:
+            return False
+        self._local.write(node, "")
+        return True
+
     def set_vcpus(self, count: int) -> None:
         """How many VCPUs the guest is to use."""
         self._local.write_all(self._availability(count))

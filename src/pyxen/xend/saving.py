@@ -63,9 +63,9 @@ class Saving:
             )
             part = part_path(path, save_id)
             fd = await asyncio.to_thread(_make, part, path)
-            before, was_paused = record.intended, live.process.paused
+            before, was_still = record.intended, live.process.paused or live.process.suspended
             try:
-                kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_paused else "go-on"
+                kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_still else "go-on"
                 await self._records.change(record, intended=f"{kind} {save_id} {after} {path}")
                 await live.process.freeze()
                 size = await _stream(live, head, fd)
@@ -74,7 +74,7 @@ class Saving:
                 with contextlib.suppress(OSError):
                     part.unlink()
                 try:
-                    await self._go_on(record, live, before, was_paused=was_paused)
+                    await self._go_on(record, live, before, was_still=was_still)
                 except PyxenError as error:  # what went wrong first is what the caller hears of
                     self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
                 raise
@@ -82,7 +82,7 @@ class Saving:
                 os.close(fd)
             if request.checkpoint:
                 try:
-                    await self._go_on(record, live, before, was_paused=was_paused)
+                    await self._go_on(record, live, before, was_still=was_still)
                 except PyxenError as error:
                     raise EngineError(
                         f"'{record.name}' is saved to {path}, but doesn't go on: {error.message}",
@@ -139,9 +139,9 @@ class Saving:
             os.close(out)  # whoever still writes sees that nobody reads
             await asyncio.gather(pump, return_exceptions=True)
 
-    async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
+    async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_still: bool) -> None:
         try:
-            if not was_paused and live.process.stopped is None:
+            if not was_still and live.process.stopped is None:
                 await live.process.thaw()
         finally:
             await self._records.change(record, intended=intended)

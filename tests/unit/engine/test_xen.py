@@ -24,11 +24,12 @@ from pyxen.engine.domain import load_info
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import find
 from pyxen.engine.xen import XenDomain, XenEngine
-from pyxen.errors import EngineError
+from pyxen.errors import Conflict, EngineError, Unsupported
 from pyxen.hypervisor.jail import Report
 from tests.unit.hypervisor.builder import elves
 from tests.unit.hypervisor.jail.cell import IS_ROOT, PRISONER, folder
 from tests.unit.hypervisor.kvm.micro import needs_kvm
+from tests.unit.hypervisor.state.guests import sleeper
 
 pytestmark = [pytest.mark.anyio, needs_kvm]
 # hlt; jmp to it. Then what makes it a Linux, as far as the builder is concerned.
@@ -49,14 +50,23 @@ async def engine(place: Path) -> AsyncIterator[XenEngine]:
     found.reap(place / "domains" / "3")
 
 
-async def start(engine: XenEngine, place: Path, *, paused: bool = False, **config: Any) -> tuple[RunningDomain, Path]:
+async def start(
+    engine: XenEngine,
+    place: Path,
+    *,
+    paused: bool = False,
+    kernel: bytes = _KERNEL,
+    state: int | None = None,
+    machine: str | None = None,
+    **config: Any,
+) -> tuple[RunningDomain, Path]:
     directory = place / "domains" / "3"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     for name in ("events", "console.log"):
         (directory / name).touch(mode=0o600)
     os.mkfifo(directory / "console.in", 0o600)
-    (place / "vmlinux").write_bytes(_KERNEL)
+    (place / "vmlinux").write_bytes(kernel)
     (place / "disk").write_bytes(bytes(1 << 20))
     disk = Disk(vdev="xvda", target=str(place / "disk"), format=DiskFormat.RAW)
     spec = DomainSpec(
@@ -65,8 +75,9 @@ async def start(engine: XenEngine, place: Path, *, paused: bool = False, **confi
         config=DomainConfig(**{"name": "micro", "memory": 64, "vcpus": 2, "disk": (disk,), **config}),
         kernel=str(place / "vmlinux"),
         uid=PRISONER if IS_ROOT else None,
+        machine=machine,
     )
-    return await engine.start(spec, directory, paused=paused), directory
+    return await engine.start(spec, directory, paused=paused, state=state), directory
 
 
 async def end_of(domain: RunningDomain) -> Stopped:
@@ -199,3 +210,49 @@ async def test_a_word_that_is_no_mode_starts_nothing(
     monkeypatch.setenv("PYXEN_JAIL", "perhaps")
     with pytest.raises(EngineError, match=r"PYXEN_JAIL is 'perhaps'\nIt can be one of on, require, trap, log, off\."):
         await start(engine, place)
+
+
+async def until(domain: RunningDomain, suspended: bool) -> None:
+    assert isinstance(domain, XenDomain)
+    await domain.wait_suspended(suspended, _SOON_S)
+
+
+async def printed(directory: Path, text: str) -> None:
+    end = asyncio.get_running_loop().time() + _SOON_S
+    while text not in (directory / "console.log").read_text():
+        assert asyncio.get_running_loop().time() < end, f"{text!r} is never printed"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_guest_that_suspends_itself_goes_on_here_and_in_another_process(engine: XenEngine, place: Path) -> None:
+    domain, directory = await start(engine, place, kernel=sleeper())
+    await until(domain, True)
+    machine = await domain.machine()
+    await domain.freeze()
+    with (place / "state").open("wb") as file:
+        await domain.save_state(file.fileno())
+    await domain.thaw()
+    await printed(directory, "resumed!\n")
+    await domain.destroy()
+    with (place / "state").open("rb") as file:
+        other, directory = await start(engine, place, kernel=b"no kernel", state=file.fileno(), machine=machine)
+        await printed(directory, "restored\n")
+        await other.destroy()
+        with pytest.raises(Unsupported, match=r"saved in the form xen-0, this pyxen reads xen-1"):
+            await start(engine, place, state=file.fileno(), machine="xen-0")
+        with pytest.raises(EngineError, match="the state is damaged: it ends too early"):
+            await start(engine, place, state=file.fileno(), machine=machine)
+
+
+async def test_a_guest_that_can_not_suspend_itself_is_not_saved(engine: XenEngine, place: Path) -> None:
+    domain, directory = await start(engine, place, paused=True)
+    with pytest.raises(Conflict, match="paused"):
+        await domain.freeze()
+    await domain.unpause()
+    with (place / "state").open("wb") as file, pytest.raises(Conflict, match="it is not suspended"):
+        await domain.save_state(file.fileno())
+    await ask(directory, "shutdown", reason="suspend")
+    assert await ask(directory, "withdraw") == {"expected": False}, "nobody has taken the order"
+    await domain.thaw()
+    assert not domain.paused
+    await domain.destroy()

@@ -63,9 +63,11 @@ def _shutdown(vcpu: Vcpu, arg: int, bits: int) -> int:
     reason = guest.get(vcpu, abi.SHUTDOWN_ARG, arg, bits).reason
     if reason > abi.SHUTDOWN_MAX:
         return -EINVAL
+    if reason == abi.SHUTDOWN_SUSPEND:
+        vcpu.domain.suspended_by = vcpu.index
     vcpu.domain.stop(reason)
-    # What the guest sees when it goes on here: its suspension was cancelled. One that goes on from a file, with new
-    # channels and grants, is to see 0.
+    # What the guest sees when it goes on here: its suspension was cancelled. One that goes on from a saved state, with
+    # new channels and grants, sees 0 (KvmMachine.save).
     return int(reason == abi.SHUTDOWN_SUSPEND)
 
 

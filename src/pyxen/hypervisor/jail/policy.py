@@ -43,7 +43,7 @@ _MAKING_A_MACHINE: Final = frozenset(
         Call.SET_TSS_ADDR,
         Call.SET_IDENTITY_MAP_ADDR,
         Call.CREATE_IRQCHIP,
-        Call.SET_CPUID2,
+        Call.GET_MSR_INDEX_LIST,
         Call.ENABLE_CAP,
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 from pyxen.errors import EngineError, Unsupported
@@ -12,6 +13,7 @@ from pyxen.hypervisor.kvm.uapi import Call, Capability
 from pyxen.hypervisor.kvm.vm import Vm
 
 _NEEDED = (Capability.SYNC_REGS, Capability.IMMEDIATE_EXIT, Capability.USER_SPACE_MSR)
+_MOST_MSRS = 4096
 
 
 class Kvm:
@@ -38,6 +40,13 @@ class Kvm:
         buffer = cpuid.room()
         call(self._fd, Call.GET_SUPPORTED_CPUID, buffer)
         return cpuid.unpack(buffer)
+
+    def msr_indices(self) -> list[int]:
+        """The MSRs that this KVM keeps for a guest."""
+        buffer = bytearray(struct.pack("<I", _MOST_MSRS) + bytes(4 * _MOST_MSRS))
+        call(self._fd, Call.GET_MSR_INDEX_LIST, buffer)
+        (count,) = struct.unpack_from("<I", buffer)
+        return list(struct.unpack_from(f"<{count}I", buffer, 4))
 
     def create_vm(self) -> Vm:
         return Vm(call(self._fd, Call.CREATE_VM), call(self._fd, Call.GET_VCPU_MMAP_SIZE))

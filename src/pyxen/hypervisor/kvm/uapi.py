@@ -15,6 +15,7 @@ class Call(IntEnum):
     GET_API_VERSION = 0xAE00
     CREATE_VM = 0xAE01
     CHECK_EXTENSION = 0xAE03
+    GET_MSR_INDEX_LIST = 0xC004AE02
     GET_VCPU_MMAP_SIZE = 0xAE04
     GET_SUPPORTED_CPUID = 0xC008AE05
 
@@ -38,10 +39,25 @@ class Call(IntEnum):
     GET_MP_STATE = 0x8004AE98
     SET_MP_STATE = 0x4004AE99
     NMI = 0xAE9A
+    GET_LAPIC = 0x8400AE8E
+    SET_LAPIC = 0x4400AE8F
     GET_VCPU_EVENTS = 0x8040AE9F
     SET_VCPU_EVENTS = 0x4040AEA0
+    GET_DEBUGREGS = 0x8080AEA1
+    SET_DEBUGREGS = 0x4080AEA2
     GET_TSC_KHZ = 0xAEA3
+    GET_XSAVE = 0x9000AEA4
+    SET_XSAVE = 0x5000AEA5
+    GET_XCRS = 0x8188AEA6
+    SET_XCRS = 0x4188AEA7
+    GET_XSAVE2 = 0x9000AECF
+    SET_DEVICE_ATTR = 0x4018AEE1
     GET_DEVICE_ATTR = 0x4018AEE2
+
+    @property
+    def size(self) -> int:
+        """Of the argument, in bytes."""
+        return self.value >> 16 & 0x3FFF
 
 
 class Capability(IntEnum):
@@ -52,6 +68,7 @@ class Capability(IntEnum):
     X2APIC_API = 129
     IMMEDIATE_EXIT = 136
     USER_SPACE_MSR = 188
+    XSAVE2 = 208
 
 
 SYNC_REGS: Final = 1

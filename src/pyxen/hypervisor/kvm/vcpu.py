@@ -12,7 +12,7 @@ import mmap
 import os
 import signal
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from pyxen.errors import EngineError
@@ -28,6 +28,8 @@ _U32: Final = struct.Struct("<I")
 _COUNT: Final = struct.Struct("<II")
 # A plain number: in Python 3.11 looking up an enum's member takes 100 ns.
 _RUN: Final = Call.RUN.value
+_MSRS_AT_ONCE: Final = 64
+_MSR_TSC: Final = 0x10
 
 
 class KvmVcpu:
@@ -113,6 +115,16 @@ class KvmVcpu:
             return f"the CPU refused to run the guest: {code:#x}"
         return f"KVM stopped with the unknown exit {reason}"
 
+    def get(self, number: Call, size: int | None = None) -> bytearray:
+        """The structure that this call gives, of ``size`` bytes where that is more than its number says."""
+        buffer = bytearray(number.size if size is None else size)
+        call(self._fd, number, buffer)
+        return buffer
+
+    def put(self, number: Call, data: bytes) -> None:
+        """Set what this call sets."""
+        call(self._fd, number, bytearray(data))
+
     def set_regs(self, values: Mapping[uapi.Register, int]) -> None:
         """All general registers; those not named are 0."""
         row = [values.get(register, 0) for register in uapi.Register]
@@ -149,6 +161,19 @@ class KvmVcpu:
         if call(self._fd, Call.SET_MSRS, buffer) != 1:
             raise EngineError(f"KVM does not take {value:#x} for MSR {index:#x}")
 
+    def get_msrs(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """(index, value) of those MSRs that this VCPU has."""
+        found: list[tuple[int, int]] = []
+        while indices:
+            some = indices[:_MSRS_AT_ONCE]
+            buffer = bytearray(_COUNT.pack(len(some), 0) + b"".join(uapi.MSR.pack(index, 0, 0) for index in some))
+            count = call(self._fd, Call.GET_MSRS, buffer)
+            rows = [uapi.MSR.unpack_from(buffer, _COUNT.size + n * uapi.MSR.size) for n in range(count)]
+            found += [(index, value) for index, _, value in rows]
+            # KVM stops at the first one that it refuses.
+            indices = indices[count + (count < len(some)) :]
+        return found
+
     def mp_state(self) -> int:
         buffer = bytearray(4)
         call(self._fd, Call.GET_MP_STATE, buffer)
@@ -173,6 +198,15 @@ class KvmVcpu:
         except EngineError:
             return None
         return value.value
+
+    def set_tsc(self, value: int, host: int) -> None:
+        """Have the guest's TSC be ``value`` when the host's is ``host``."""
+        offset = ctypes.c_uint64(value - host)
+        row = uapi.DEVICE_ATTR.pack(0, *uapi.VCPU_TSC_OFFSET, ctypes.addressof(offset))
+        try:
+            call(self._fd, Call.SET_DEVICE_ATTR, bytearray(row))
+        except EngineError:  # KVM is too old to be told exactly
+            self.set_msr(_MSR_TSC, value)
 
     def translate(self, address: int) -> int | None:
         """The guest-physical address of a virtual one, as the guest's page tables have it now."""

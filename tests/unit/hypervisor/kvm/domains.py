@@ -44,7 +44,7 @@ class MicroDomain:
         self._loop = Loop()
         self._over = threading.Event()
         self.machine = KvmMachine(
-            Built(self.memory, CODE, 0, 32),
+            self.memory,
             1,
             self._loop,
             domid=DOMID,
@@ -55,6 +55,7 @@ class MicroDomain:
         self.domain = Domain(
             self.memory, self.machine, domid=DOMID, vcpus=1, memory_map=build.memory_map(self.memory), uuid=bytes(16)
         )
+        self.machine.boot(Built(self.memory, CODE, 0, 32))
         self.machine.attach(self.domain)
         self.domain.set_up_special_pages(console_gfn=layout.CONSOLE_GFN, store_gfn=layout.XENSTORE_GFN)
 
