@@ -175,6 +175,10 @@ class KvmMachine:
             )
         for state in cpus:
             cpu.check_features(state, self._supported)
+        # TSCs first, as timers of LAPICs are set by them; all at the same moment, so that they keep their distances.
+        host = host_tsc()
+        for processor, state in zip(self._processors, cpus, strict=True):
+            processor.kvm.set_tsc(state.tsc, host)
         for processor, state in zip(self._processors, cpus, strict=True):
             xen_leaves = cpuid.xen_leaves(processor.index, self._domid, khz)
             kept = [leaf for leaf in cpu.entries(state) if leaf.function >> 28 != _XENS_LEAVES]
@@ -184,10 +188,6 @@ class KvmMachine:
             processor.up = state.up
             if state.held:
                 processor.hold(Hold.DOWN)
-        # All at the same moment: they keep their distances.
-        host = host_tsc()
-        for processor, state in zip(self._processors, cpus, strict=True):
-            processor.kvm.set_tsc(state.tsc, host)
         offsets = _tsc_offsets([processor.kvm for processor in self._processors])
         self._clock = GuestClock(khz, offsets, since_ns=moment.system_time, start=host)
 
@@ -317,8 +317,9 @@ class KvmMachine:
         self._vcpus_changed()
 
     def vcpu_down(self, vcpu: int) -> None:
-        self._processors[vcpu].up = False
+        # In this order: one that isn't up and isn't held has just been started.
         self._processors[vcpu].hold(Hold.DOWN)
+        self._processors[vcpu].up = False
         self._vcpus_changed()
 
     def vcpu_is_up(self, vcpu: int) -> bool:

@@ -251,7 +251,8 @@ class Processor:
             if not self._attention:
                 self.kvm.unkick()
         if not self.up:
-            if self.kvm.mp_state() != MpState.UNINITIALIZED:
+            # One that VCPUOP_down keeps out of guest code has been interrupted for that.
+            if not self.is_held(Hold.DOWN) and self.kvm.mp_state() != MpState.UNINITIALIZED:
                 self.up = True
                 self._exits.started(self.index)
         elif self.index and not self.kvm.regs[Register.RFLAGS] & _INTERRUPTS:

@@ -75,6 +75,8 @@ def restore(kvm: KvmVcpu, cpu: Cpu) -> None:
     if cpu.mp_state not in MpState.__members__.values():
         raise damaged(f"VCPU {cpu.index} is in an unknown state")
     kvm.put(Call.SET_REGS, _sized(cpu.regs, Call.SET_REGS))
+    # As after an exit: what interrupts it before its first one looks there.
+    kvm.regs[:] = memoryview(cpu.regs).cast("Q")
     kvm.put(Call.SET_SREGS, _sized(cpu.sregs, Call.SET_SREGS))
     if len(cpu.xsave) < XSAVE_SIZE or len(cpu.xsave) % 64:
         raise damaged(f"VCPU {cpu.index} has registers of {len(cpu.xsave)} bytes")

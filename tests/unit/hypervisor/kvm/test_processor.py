@@ -261,6 +261,18 @@ def test_a_vcpu_that_halts_for_good_is_down_until_it_is_started_again() -> None:
             assert xen.next() == ("halted", 1)
 
 
+def test_a_vcpu_that_was_taken_down_while_it_ran_is_not_taken_for_one_that_was_started() -> None:
+    xen = Xen()
+    with processor("ebfe", xen) as (vcpu, _, _):
+        vcpu.start()
+        time.sleep(0.05)
+        vcpu.hold(Hold.DOWN)
+        vcpu.up = False
+        assert vcpu.wait_parked(_SOON_S)
+        assert not vcpu.up
+        assert xen.seen.empty()
+
+
 def test_a_vcpu_that_waits_for_interrupts_is_up() -> None:
     xen = Xen()
     with processor(f"{_OUT} fb f4 ebfd", xen, number=1) as (cpu, _, _):  # sti; hlt
