@@ -59,10 +59,10 @@ docs: $(STAMP)
 	$(PY) scripts/docs.py
 
 # Re-resolve and export with hashes; uv.lock itself names a registry and stays out of the tree.
-lock:
-	uv lock
-	uv export -q --no-emit-project --no-default-groups --no-header -o requirements/runtime.txt >/dev/null
-	uv export -q --no-emit-project --all-groups --no-header -o requirements/dev.txt >/dev/null
+lock: $(STAMP)
+	@export PATH="$$PWD/.venv-tools/bin:$$PATH" && uv lock && \
+	  uv export -q --no-emit-project --no-default-groups --no-header -o requirements/runtime.txt >/dev/null && \
+	  uv export -q --no-emit-project --all-groups --no-header -o requirements/dev.txt >/dev/null
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -332,6 +332,54 @@ class RestoreRequest(Struct, forbid_unknown_fields=True):
     paused: bool = False
 
 
+class MigrateRequest(Struct, forbid_unknown_fields=True):
+    host: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9_.:%-]+$(?!\n)")]
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """None: 8002."""
+    live: bool = True
+    """Send the memory while the guest runs, rather than pause it first."""
+    dry: bool = False
+    """Only see if the domain would fit there."""
+    bandwidth_mib: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    """MiB a second at most."""
+    downtime_ms: Annotated[int, Meta(ge=1, le=2_000_000)] = 300
+    """The guest is stopped when the rest can be sent in this time."""
+    converge: bool = True
+    """Slow the guest down if it changes memory faster than that can be sent."""
+
+
+class Migrated(Struct):
+    """A domain that runs on another host now."""
+
+    name: str
+    host: str
+    domid: int
+    total_s: float
+    downtime_s: float
+    """From the guest's stop to the other host's word that it runs."""
+    sent_bytes: int
+    rounds: int
+
+
+class Peer(Struct):
+    """Another xend that is trusted: domains may go there and come from there."""
+
+    name: str
+    fingerprint: str
+    """SHA-256 of its certificate."""
+
+
+class PeerList(Struct):
+    certificate: str
+    """This xend's own, as PEM: what the others are shown."""
+    fingerprint: str
+    peers: list[Peer]
+
+
+class PeerRequest(Struct, forbid_unknown_fields=True):
+    certificate: Annotated[str, Meta(max_length=65536)]
+
+
 class EngineInfo(Struct):
     name: str
     available: bool
@@ -424,6 +472,7 @@ class Progress(Struct, omit_defaults=True):
     done: bool = False
     error: Problem | None = None
     image: Image | None = None
+    migrated: Migrated | None = None
 
 
 class Event(Struct, omit_defaults=True):
@@ -434,7 +483,8 @@ class Event(Struct, omit_defaults=True):
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
-    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -sysrq-sent, -triggered, -dumped, -preserved, -restarted,
+    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -sysrq-sent, -triggered, -dumped, -preserved, -saved, -restored,
+    -migrated, -arrived, -restarted,
     -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; cpupool-created, -changed,
     -destroyed; xend-started, xend-stopping; events-lost (older ones are no longer kept)."""
     domid: int | None = None

@@ -242,6 +242,39 @@ def restore(path: str, *, paused: bool) -> Call[api.Domain]:
     return Call("POST", "/v1/restore", api.Domain, body, slow=True)
 
 
+def migrate_request(host: str, options: Mapping[str, object]) -> api.MigrateRequest:
+    """Raises InvalidRequest for an option that there isn't, or that can't be so."""
+    try:
+        return msgspec.convert({"host": host, **options}, api.MigrateRequest)
+    except msgspec.ValidationError as error:
+        raise errors.InvalidRequest(str(error)) from error
+
+
+def migrate(ref: str, request: api.MigrateRequest) -> Call[api.Progress]:
+    return Call("POST", _domain_path(ref, "migrate"), api.Progress, msgspec.json.encode(request), ref)
+
+
+def cancel_migration(ref: str) -> Call[api.Domain]:
+    return Call("POST", _domain_path(ref, "migrate/cancel"), api.Domain, None, ref, slow=True)
+
+
+def keep(ref: str) -> Call[api.Domain]:
+    return Call("POST", _domain_path(ref, "migrate/here"), api.Domain, None, ref, slow=True)
+
+
+def peers() -> Call[api.PeerList]:
+    return Call("GET", "/v1/peers", api.PeerList)
+
+
+def add_peer(name: str, certificate: str) -> Call[api.Peer]:
+    body = msgspec.json.encode(api.PeerRequest(certificate))
+    return Call("PUT", f"/v1/peers/{quote(name, safe='')}", api.Peer, body)
+
+
+def remove_peer(name: str) -> Call[None]:
+    return Call("DELETE", f"/v1/peers/{quote(name, safe='')}", type(None))
+
+
 def pause(ref: str) -> Call[api.Domain]:
     return _post(ref, "pause")
 
@@ -321,7 +354,7 @@ def agent_event(text: str, ref: str) -> agent_api.AgentEvent:
 
 
 def progress(line: bytes) -> api.Progress | None:
-    """One line of a build; None for an empty one. Raises the error that the line reports."""
+    """One line of a long job; None for an empty one. Raises the error that the line reports."""
     if not line.strip():
         return None
     step = decode_json(line, api.Progress)

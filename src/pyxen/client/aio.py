@@ -177,6 +177,39 @@ class AsyncClient:
         """Start a domain from what ``save`` has written."""
         return await self._call(_calls.restore(path, paused=paused))
 
+    async def migrate(self, ref: str, host: str, **options: Any) -> AsyncIterator[api.Progress]:
+        """Move a running domain to another host; yields its steps, the last has ``done`` and ``migrated``.
+
+        ``options`` are the fields of :class:`pyxen.api.MigrateRequest`. Leaving the iterator calls it off; a
+        domain that can't be moved goes on here.
+        """
+        async with self._stream(_calls.migrate(ref, _calls.migrate_request(host, options)), None) as lines:
+            async for line in lines:
+                if step := _calls.progress(line):
+                    yield step
+                    if step.done:
+                        return
+        raise Unavailable(f"xend went away while it moved '{ref}'", hint="See where it is: xm list, here and there.")
+
+    async def cancel_migration(self, ref: str) -> api.Domain:
+        """Call a migration off; returns when the domain goes on here."""
+        return await self._call(_calls.cancel_migration(ref))
+
+    async def keep(self, ref: str) -> api.Domain:
+        """Let a domain go on here that was given to a host which will never answer, and certainly doesn't run it."""
+        return await self._call(_calls.keep(ref))
+
+    async def peers(self) -> api.PeerList:
+        """Other hosts that are trusted, and this one's certificate."""
+        return await self._call(_calls.peers())
+
+    async def add_peer(self, name: str, certificate: str) -> api.Peer:
+        """Trust another host by its certificate, which is PEM."""
+        return await self._call(_calls.add_peer(name, certificate))
+
+    async def remove_peer(self, name: str) -> None:
+        await self._call(_calls.remove_peer(name))
+
     async def rename(self, ref: str, name: str) -> api.Domain:
         return await self._call(_calls.rename(ref, name))
 

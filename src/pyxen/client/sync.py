@@ -174,6 +174,42 @@ class Client:
         """Start a domain from what ``save`` has written."""
         return self._call(_calls.restore(path, paused=paused))
 
+    def migrate(self, ref: str, host: str, **options: Any) -> Iterator[api.Progress]:
+        """Move a running domain to another host; yields its steps, the last has ``done`` and ``migrated``.
+
+        ``options`` are the fields of :class:`pyxen.api.MigrateRequest`. Leaving the iterator calls it off; a
+        domain that can't be moved goes on here.
+        """
+        call = _calls.migrate(ref, _calls.migrate_request(host, options))
+        with self._transport.stream(call) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines), ref=ref)
+            for line in lines:
+                if step := _calls.progress(line):
+                    yield step
+                    if step.done:
+                        return
+        raise Unavailable(f"xend went away while it moved '{ref}'", hint="See where it is: xm list, here and there.")
+
+    def cancel_migration(self, ref: str) -> api.Domain:
+        """Call a migration off; returns when the domain goes on here."""
+        return self._call(_calls.cancel_migration(ref))
+
+    def keep(self, ref: str) -> api.Domain:
+        """Let a domain go on here that was given to a host which will never answer, and certainly doesn't run it."""
+        return self._call(_calls.keep(ref))
+
+    def peers(self) -> api.PeerList:
+        """Other hosts that are trusted, and this one's certificate."""
+        return self._call(_calls.peers())
+
+    def add_peer(self, name: str, certificate: str) -> api.Peer:
+        """Trust another host by its certificate, which is PEM."""
+        return self._call(_calls.add_peer(name, certificate))
+
+    def remove_peer(self, name: str) -> None:
+        self._call(_calls.remove_peer(name))
+
     def rename(self, ref: str, name: str) -> api.Domain:
         return self._call(_calls.rename(ref, name))
 

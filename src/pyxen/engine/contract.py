@@ -89,6 +89,29 @@ class Statistics:
     """What the guest has, between its balloon's last word and now; None: it has said nothing yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a live migration has to keep to."""
+
+    bandwidth: int | None = None
+    """Bytes a second; None: as fast as it goes."""
+    downtime_ms: int = 300
+    """The guest is stopped when what is left can be sent in this time."""
+    converge: bool = True
+    """Slow a guest down that writes faster than can be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """How far a live migration is. Bytes of guest memory; a page that the guest writes again counts again."""
+
+    sent: int
+    remaining: int
+    rounds: int
+    stopped_s: float = 0.0
+    """How long the guest had stood still when the last of it was sent."""
+
+
 @dataclass(slots=True)
 class StartedInfo:
     """What became known at the start."""
@@ -209,6 +232,13 @@ class RunningDomain(Protocol):
         """
         ...
 
+    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+        """As ``save_state``, of a guest that runs while its memory is written, and is frozen for the last of it.
+
+        An engine that can't do that freezes it first. If this raises or is cancelled, ``thaw`` lets the guest go on.
+        """
+        ...
+
     def statistics(self) -> Statistics: ...
 
     async def place(self, placement: Placement) -> None:
@@ -246,16 +276,22 @@ class Engine(Protocol):
         """Is it usable here, and why (not). May probe; the verdict is cached."""
         ...
 
+    def accelerator(self, config: DomainConfig) -> str:
+        """What the domain's code would run on: a guest's state can't be taken from one to another. May probe."""
+        ...
+
     def check(self, config: DomainConfig) -> list[str]:
         """Refuse (Unsupported) what this engine can't do, before anything is made. Returns warnings."""
         ...
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
     ) -> RunningDomain:
         """Start a domain in a fresh ``directory`` that holds the files listed above as far as xend makes them.
 
         With ``state`` the guest goes on from what ``save_state`` wrote, read from this descriptor up to its end.
+        With ``late_disks`` (which goes with ``state`` and ``paused``) it doesn't touch its disks before it is unpaused:
+        until then they are another process's.
 
         Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.
         Raises EngineError with the monitor's words; then no process is left.

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ import msgspec
 
 from pyxen.api import ShutdownReason
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, StartedInfo, Statistics, Stopped
+from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
@@ -214,6 +215,12 @@ class ProcessDomain(ABC):
             ) from None
         except OSError as error:
             raise Unavailable(f"cannot speak to the agent of '{name}': {error.strerror}") from error
+
+    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+        started = time.monotonic()
+        await self.freeze()
+        await self.save_state(stream)
+        progress(Moving(0, 0, 1, time.monotonic() - started))
 
     def _unsaveable(self) -> Unsupported:
         return Unsupported(

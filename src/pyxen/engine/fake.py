@@ -201,11 +201,14 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return EngineInfo(name=self.name, available=True, reason="a stand-in for tests", version="0")
 
+    def accelerator(self, config: DomainConfig) -> str:
+        return "fake"
+
     def check(self, config: DomainConfig) -> list[str]:
         return []
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
     ) -> RunningDomain:
         if state is not None:
             found = await asyncio.to_thread(_read_all, state)

@@ -219,6 +219,9 @@ class XenEngine:
         reason = "on KVM" if verdict.usable else f"KVM can't be used: {verdict.reason}"
         return EngineInfo(name=self.name, available=verdict.usable, reason=reason, version=__version__)
 
+    def accelerator(self, config: DomainConfig) -> str:
+        return "kvm"
+
     def check(self, config: DomainConfig) -> list[str]:
         if config.type is not DomainType.PVH:
             raise Unsupported(f"the Xen engine runs pvh domains, '{config.name}' is {config.type.value}")
@@ -231,7 +234,7 @@ class XenEngine:
         return [*check_disks(config), *check_networks(config)]
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
     ) -> RunningDomain:
         if state is not None and spec.machine != _MACHINE:
             raise Unsupported(

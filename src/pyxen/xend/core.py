@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyxen.xend.console import Console
     from pyxen.xend.cpupools import CpuPools
     from pyxen.xend.events import Events
+    from pyxen.xend.migration import Migration
     from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.xenstore import Xenstore
 
@@ -99,6 +100,8 @@ class Core(Protocol):
 
     @property
     def cpupools(self) -> CpuPools: ...
+    @property
+    def migration(self) -> Migration: ...
 
     async def trace(self, ref: str, only: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Lines of TraceRecord; refuses when awaited."""

@@ -28,6 +28,7 @@ from pyxen.xend.events import Events
 from pyxen.xend.http.app import make_app
 from pyxen.xend.life import Life
 from pyxen.xend.log import open_log
+from pyxen.xend.migration import Migration
 from pyxen.xend.recover import recover
 from pyxen.xend.store import Store
 
@@ -89,20 +90,31 @@ def listeners(roots: Roots, listen: str | None) -> list[socket.socket]:
         ) from error
     finally:
         os.umask(old_mask)
-    sockets = [unix]
-    if listen is not None:
-        address, _, port = listen.rpartition(":")
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tcp.bind((address, int(port)))
-        except OSError as error:
-            raise PyxenError(f"cannot listen on {listen}: {error.strerror}") from error
-        sockets.append(tcp)
-    for each in sockets:
-        each.listen(256)
-        each.setblocking(False)
-    return sockets
+    unix.listen(256)
+    unix.setblocking(False)
+    return [unix] if listen is None else [unix, _tcp_listener(listen)]
+
+
+def relocation(migration: Migration, address: str | None) -> asyncio.Task[None] | None:
+    """Take in domains from other hosts at ``address``, until cancelled; None: nowhere."""
+    if address is None:
+        return None
+    return asyncio.create_task(migration.incoming.serve(_tcp_listener(address)))
+
+
+def _tcp_listener(place: str) -> socket.socket:
+    address, _, port = place.rpartition(":")
+    address = address.strip("[]")
+    tcp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        tcp.bind((address, int(port)))
+    except OSError as error:
+        tcp.close()
+        raise PyxenError(f"cannot listen on {place}: {error.strerror}") from error
+    tcp.listen(256)
+    tcp.setblocking(False)
+    return tcp
 
 
 def make_token(path: Path) -> str:
@@ -139,11 +151,13 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
             images=ImageStore(roots.images, roots.kernels),
             log=log,
         )
-        await recover(life)
+        migration = Migration(life)
+        await recover(life, migration)
         listen = listen or settings.listen
         sockets = listeners(roots, listen)
+        relocating = relocation(migration, settings.relocation)
         app = make_app(
-            Domains(life, ring),
+            Domains(life, ring, migration),
             version=__version__,
             token=make_token(roots.token) if listen else None,
             log_path=roots.log,
@@ -177,6 +191,8 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
             await server.serve(sockets=sockets)
         finally:
             log.info("xend stopping")
+            if relocating is not None:
+                relocating.cancel()
             for live in life.registry.live.values():
                 live.cancel()
                 live.process.close()

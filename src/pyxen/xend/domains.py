@@ -22,6 +22,7 @@ from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
+from pyxen.xend.migration import Migration
 from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, now
@@ -35,7 +36,7 @@ from pyxen.xend.xenstore_map import Place
 class Domains:
     """The core of xend: implements :class:`pyxen.xend.core.Core`."""
 
-    def __init__(self, life: Life, ring: Ring) -> None:
+    def __init__(self, life: Life, ring: Ring, migration: Migration) -> None:
         self._life = life
         self._registry = life.registry
         self._records = life.records
@@ -45,6 +46,7 @@ class Domains:
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
+        self.migration = migration
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
     # Looking
@@ -151,6 +153,7 @@ class Domains:
 
     async def destroy(self, ref: str) -> api.Domain:
         record = self._records.changeable(ref, "destroy")
+        await self.migration.outgoing.interrupt(record.uuid)
         async with self._registry.lock(record.uuid):
             if record.phase is Phase.HALTED or self._registry.records.get(record.uuid) is None:
                 raise Conflict(f"Domain '{record.name}' is not running")

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import uuid as uuids
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
 from pyxen.xend.pool_table import PoolTable
 from pyxen.xend.prepare import Prepared, prepare
-from pyxen.xend.records import Records
+from pyxen.xend.records import GIVEN, Records
 from pyxen.xend.registry import Live, Registry, now, renamed
 from pyxen.xend.settings import Settings
 from pyxen.xend.store import Origin, Phase, Record, Store
@@ -121,12 +121,15 @@ class Life:
         state: int | None = None,
         machine: str | None = None,
         engine: str | None = None,
+        late_disks: bool = False,
+        accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
     ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
         halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
-        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``.
+        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``. ``accept`` may refuse
+        what has been built by raising, or says what is meant to happen to it next.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -146,10 +149,11 @@ class Life:
             )
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
             directory = await asyncio.to_thread(self._make_directory, spec)
-            process = await chosen.start(spec, directory, paused=paused, state=state)
+            process = await chosen.start(spec, directory, paused=paused, state=state, late_disks=late_disks)
             warnings += await self.place(record, process)
+            intended = await accept(process) if accept is not None else None
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
-            record.started_at, record.intended, record.config = now(), None, config
+            record.started_at, record.intended, record.config = now(), intended, config
             await self.store.save(record)
         except BaseException as error:
             if process is not None:
@@ -300,6 +304,8 @@ class Life:
             record = self.registry.records.get(uuid)
             if record is None or record.domid != domid or record.phase is not Phase.RUNNING:
                 return  # destroyed meanwhile
+            if (record.intended or "").startswith(GIVEN):
+                return  # the other host says first if it runs there
             reason = _meant(record, stopped)
             record.last_reason = reason
             action = _action(record, reason)

@@ -13,6 +13,8 @@ from pyxen.xend.store import Phase, Record, Store
 
 DOMAIN_0 = ("Domain-0", "0", "00000000-0000-0000-0000-000000000000")
 """What Domain-0 is called by."""
+GIVEN = "given "
+"""How ``Record.intended`` begins while a domain is, or may be, another host's: nothing may be done to it here."""
 
 
 class Records:
@@ -35,6 +37,12 @@ class Records:
             raise Conflict(
                 f"Domain '{record.name}' is not running",
                 hint=f"Start it: xm start {record.name}" if record.managed else None,
+            )
+        if (record.intended or "").startswith(GIVEN):
+            host = (record.intended or "").split(" ")[3]
+            raise Conflict(
+                f"Domain '{record.name}' has been given to {host}, which has not said yet whether it runs there",
+                hint=f"If it certainly doesn't: xm migrate --here {record.name}",
             )
         return live
 

@@ -16,13 +16,14 @@ from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
 from pyxen.xend import saving
 from pyxen.xend.life import Life
+from pyxen.xend.migration import Migration
 from pyxen.xend.store import Origin, Phase, Record
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-async def recover(life: Life) -> None:
-    """Bring store, folders and processes to agree. Restarts that were cut short go on in the background."""
+async def recover(life: Life, migration: Migration) -> None:
+    """Bring store, folders and processes to agree. What was cut short goes on in the background."""
     boot_id = BOOT_ID.read_text().strip()
     same_boot = await life.store.meta("boot_id") == boot_id
     await life.store.set_meta("boot_id", boot_id)
@@ -34,7 +35,7 @@ async def recover(life: Life) -> None:
             case Phase.BUILDING:
                 await _finish_or_undo(life, record)
             case Phase.RUNNING:
-                await _find_again(life, record, same_boot=same_boot)
+                await _find_again(life, migration, record, same_boot=same_boot)
             case Phase.PRESERVED:
                 await _find_preserved(life, record)
             case Phase.HALTED:
@@ -57,10 +58,17 @@ async def _rebuild(life: Life, record: Record) -> None:
         await life.rebuild(record, record.domid)
 
 
-async def _find_again(life: Life, record: Record, *, same_boot: bool) -> None:
+async def _find_again(life: Life, migration: Migration, record: Record, *, same_boot: bool) -> None:
     assert record.domid is not None
+    await migration.recall(record)
     directory = life.directory(record.domid)
     found = await _adopt(life, record, directory)
+    if found is None and migration.is_given(record):
+        migration.outgoing.settle_soon(record)
+        return
+    if found is None and saving.is_whole(record):
+        await life.end(record, ShutdownReason.SUSPEND)
+        return
     if found is None and same_boot and directory.is_dir():
         life.spawn(
             life.stopped(record.uuid, record.domid, Stopped(ShutdownReason.FAILED, "it died while xend was away"))
@@ -78,14 +86,16 @@ async def _find_again(life: Life, record: Record, *, same_boot: bool) -> None:
     life.adopt(record, spec, process)
     if process.stopped is not None or record.intended is None:
         return
-    life.spawn(_repeat_order(life, record, process))
+    life.spawn(_repeat_order(life, migration, record, process))
 
 
-async def _repeat_order(life: Life, record: Record, process: RunningDomain) -> None:
+async def _repeat_order(life: Life, migration: Migration, record: Record, process: RunningDomain) -> None:
     """An order was written down before it was carried out, so it may not have been."""
     async with life.registry.lock(record.uuid):
         if record.intended is not None and record.intended.startswith(saving.KINDS):
             await saving.finish(life, record)
+        elif migration.concerns(record):
+            await migration.finish(record)
         elif record.intended == "destroy":
             await life.end(record, ShutdownReason.DESTROYED)
         elif record.intended is not None and process.stopped is None:

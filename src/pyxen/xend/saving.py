@@ -57,7 +57,7 @@ class Saving:
                 save_id=save_id,
                 engine=record.engine or "",
                 machine=await live.process.machine(),
-                config=_as_built(record, live),
+                config=as_built(record, live),
                 managed=record.managed,
                 restart_count=record.restart_count,
             )
@@ -147,13 +147,24 @@ class Saving:
             await self._records.change(record, intended=intended)
 
 
+def is_whole(record: Record) -> bool:
+    """Has an earlier xend saved this domain, so that only its end was left to be seen to?"""
+    kind, save_id, _, *rest = (record.intended or "   ").split(" ", 3)
+    if kind != SAVE or not rest:
+        return False
+    try:
+        return saved.read_head(Path(rest[0]))[0].save_id == save_id
+    except PyxenError:
+        return False
+
+
 async def finish(life: Life, record: Record) -> None:
     """End or undo a save that an earlier xend was about. The record's lock is held."""
-    kind, save_id, after, *rest = (record.intended or "").split(" ", 3)
+    _, save_id, after, *rest = (record.intended or "").split(" ", 3)
     path = Path(rest[0])
     with contextlib.suppress(OSError):
         part_path(path, save_id).unlink()
-    if kind == SAVE and await asyncio.to_thread(_is_whole, path, save_id):
+    if await asyncio.to_thread(is_whole, record):
         await life.end(record, ShutdownReason.SUSPEND)
         return
     live = life.registry.live[record.uuid]
@@ -163,14 +174,7 @@ async def finish(life: Life, record: Record) -> None:
     await life.records.change(record, intended=None)
 
 
-def _is_whole(path: Path, save_id: str) -> bool:
-    try:
-        return saved.read_head(path)[0].save_id == save_id
-    except PyxenError:
-        return False
-
-
-def _as_built(record: Record, live: Live) -> DomainConfig:
+def as_built(record: Record, live: Live) -> DomainConfig:
     """The description that gives the machine which the guest has now: it was made for most, and has what is online."""
     spec = live.spec
     vcpus = max(1, sum(vcpu.online for vcpu in live.process.statistics().vcpus))

@@ -18,6 +18,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[str, Meta(pattern=r"^(127\.[0-9.]+|localhost):[0-9]{1,5}$")] | None = None
     """Also answer on TCP, on a loopback address only: ``127.0.0.1:8000``. Callers need the token."""
+    relocation: Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[0-9.]+|localhost):[0-9]{1,5}$")] | None = None
+    """Take in domains from other hosts at this address: ``0.0.0.0:8002``. Peers are known by certificates."""
     minimum_restart_time: Seconds = 20
     """A domain that stops by itself again within this many seconds of its last restart is not restarted."""
     shutdown_timeout: Seconds = 300

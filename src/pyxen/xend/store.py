@@ -156,10 +156,15 @@ class Store:
     async def meta(self, key: str) -> str | None:
         return await self._run(lambda: self._meta(key))
 
-    async def set_meta(self, key: str, value: str) -> None:
+    async def set_meta(self, key: str, value: str | None) -> None:
+        """Keep a value, or with None no longer keep one."""
+
         def write() -> None:
             with self._db:
-                self._set_meta(key, value)
+                if value is None:
+                    self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+                else:
+                    self._set_meta(key, value)
 
         await self._run(write)
 

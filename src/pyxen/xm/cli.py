@@ -48,6 +48,10 @@ SECTIONS: dict[str, dict[str, str]] = {
         "save": "Save a domain's state to a file.",
         "restore": "Start a domain from its saved state.",
     },
+    "Other hosts": {
+        "migrate": "Move a running domain to another host.",
+        "peer": "Say which other hosts domains may go to and come from.",
+    },
     "Managed domains (kept while they don't run)": {
         "new": "Define a managed domain, without starting it.",
         "start": "Start a managed domain.",
@@ -92,7 +96,7 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 CLASSIC = frozenset(
     """
     block-attach block-configure block-detach block-list debug-keys
-    migrate network-attach network-detach network-list pci-attach pci-detach pci-list reset
+    network-attach network-detach network-list pci-attach pci-detach pci-list reset
     sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )

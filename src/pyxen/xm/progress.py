@@ -8,7 +8,7 @@ from typing import Protocol
 
 import click
 
-from pyxen.api import Image, Progress
+from pyxen.api import Progress
 from pyxen.xm.output import coloured
 
 
@@ -16,8 +16,8 @@ class _Show(Protocol):
     def __call__(self, step: Progress) -> None: ...
 
 
-def show(steps: Iterable[Progress], *, quiet: bool = False) -> Image | None:
-    """Follow ``steps`` to their end; returns the image that was made."""
+def show(steps: Iterable[Progress], *, quiet: bool = False) -> Progress | None:
+    """Follow ``steps`` to their end; returns the last of them."""
     import sys
 
     if quiet:
@@ -28,12 +28,11 @@ def show(steps: Iterable[Progress], *, quiet: bool = False) -> Image | None:
     return _follow(steps, _Lines())
 
 
-def _follow(steps: Iterable[Progress], update: _Show) -> Image | None:
-    image = None
+def _follow(steps: Iterable[Progress], update: _Show) -> Progress | None:
+    step = None
     for step in steps:
         update(step)
-        image = step.image or image
-    return image
+    return step
 
 
 class _Lines:

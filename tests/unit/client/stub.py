@@ -75,7 +75,7 @@ class Stub:
                 stub.requests.append(Request(self.command, self.path, headers, body))
                 send(self, stub.next(f"{self.command} {self.path}"))
 
-            do_GET = do_POST = do_DELETE = answer
+            do_GET = do_POST = do_DELETE = do_PUT = answer
 
         class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             daemon_threads = True

@@ -11,7 +11,19 @@ import msgspec
 import pytest
 
 from pyxen import errors
-from pyxen.api import CoreDump, DomainList, Event, Image, ImageList, Problem, Progress, SavedState, Trigger
+from pyxen.api import (
+    CoreDump,
+    DomainList,
+    Event,
+    Image,
+    ImageList,
+    Peer,
+    PeerList,
+    Problem,
+    Progress,
+    SavedState,
+    Trigger,
+)
 from pyxen.client import Address, Client, DomainNotFound, find_address
 from pyxen.config.model import DomainConfig
 
@@ -61,6 +73,25 @@ def test_save_and_restore_carry_the_path(stub: Stub, client: Client) -> None:
         {"path": "/web.saved", "checkpoint": True},
         {"path": "/web.saved", "paused": True},
     ]
+
+
+def test_migrations_and_peers(stub: Stub, client: Client) -> None:
+    steps = [Progress("sending the memory", 0.5), Progress("done", done=True)]
+    stub.answers["POST /v1/domains/web/migrate"] = chunks(*(msgspec.json.encode(step) + b"\n" for step in steps))
+    assert list(client.migrate("web", "b", live=False, downtime_ms=50)) == steps
+    said = msgspec.json.decode(stub.requests[0].body)
+    assert (said["host"], said["live"], said["downtime_ms"], said["port"]) == ("b", False, 50, None)
+    with pytest.raises(errors.InvalidRequest, match="downtime_ms"):
+        list(client.migrate("web", "b", downtime_ms=0))
+    stub.answers["POST /v1/domains/web/migrate/cancel"] = WEB
+    stub.answers["POST /v1/domains/web/migrate/here"] = WEB
+    assert client.cancel_migration("web") == client.keep("web") == WEB
+    peer = Peer("b", "aa:bb")
+    stub.answers["GET /v1/peers"] = PeerList("PEM", "cc", [peer])
+    stub.answers["PUT /v1/peers/b"] = peer
+    stub.answers["DELETE /v1/peers/b"] = (204, b"")
+    assert client.add_peer("b", "PEM") == client.peers().peers[0] == peer
+    client.remove_peer("b")
 
 
 def test_orders_for_running_domains_carry_theirs(stub: Stub, client: Client) -> None:

@@ -19,6 +19,7 @@ from pyxen.xend.domains import Domains
 from pyxen.xend.events import Events
 from pyxen.xend.life import Life
 from pyxen.xend.log import open_log
+from pyxen.xend.migration import Migration
 from pyxen.xend.recover import recover
 from pyxen.xend.settings import Settings
 from pyxen.xend.store import Store
@@ -46,6 +47,14 @@ class Xend:
         await self.life.store.close()
         self.life.inotify.close()
 
+    async def end(self) -> None:
+        """End all domains, and then itself."""
+        for record in list(self.life.registry.records.values()):
+            if record.domid is not None:
+                await self.domains.destroy(record.uuid)
+        await self.life.settle()
+        await self.die()
+
     def kinds(self) -> list[str]:
         """What has happened, in order."""
         return self._seen
@@ -59,39 +68,39 @@ def roots() -> Iterator[Roots]:
     shutil.rmtree(root)
 
 
+async def start_xend(roots: Roots, **settings: float) -> Xend:
+    """A xend on ``roots``, as its process would come up."""
+    make_folders(roots)
+    store = Store(roots.database)
+    await store.open()
+    log, ring = open_log(roots.log)
+    inotify = Inotify()
+    life = Life(
+        roots=roots,
+        settings=Settings(**settings),  # type: ignore[arg-type]
+        store=store,
+        events=Events(first=1),
+        engines=[FakeEngine(roots.state, inotify)],
+        inotify=inotify,
+        images=ImageStore(roots.images, roots.kernels),
+        log=log,
+    )
+    migration = Migration(life)
+    await recover(life, migration)
+    return Xend(life, Domains(life, ring, migration))
+
+
 @pytest.fixture
 async def boot(roots: Roots) -> AsyncIterator[Callable[..., Awaitable[Xend]]]:
     """Start a xend on the test's root; ends, at the end, whatever any of them started."""
     alive: list[Xend] = []
 
     async def start(**settings: float) -> Xend:
-        make_folders(roots)
-        store = Store(roots.database)
-        await store.open()
-        log, ring = open_log(roots.log)
-        inotify = Inotify()
-        life = Life(
-            roots=roots,
-            settings=Settings(**settings),  # type: ignore[arg-type]
-            store=store,
-            events=Events(first=1),
-            engines=[FakeEngine(roots.state, inotify)],
-            inotify=inotify,
-            images=ImageStore(roots.images, roots.kernels),
-            log=log,
-        )
-        await recover(life)
-        xend = Xend(life, Domains(life, ring))
-        alive.append(xend)
-        return xend
+        alive.append(await start_xend(roots, **settings))
+        return alive[-1]
 
     yield start
-    last = alive[-1]
-    for record in list(last.life.registry.records.values()):
-        if record.domid is not None:
-            await last.domains.destroy(record.uuid)
-    await last.life.settle()
-    await last.die()
+    await alive[-1].end()
 
 
 def describe(name: str = "web", **keys: object) -> DomainConfig:

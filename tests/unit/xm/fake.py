@@ -194,6 +194,26 @@ class FakeClient(Client):
     def restore(self, path: str, *, paused: bool = False) -> Domain:
         return self._order("restore", "web", path, paused)
 
+    def migrate(self, ref: str, host: str, **options: Any) -> Iterator[api.Progress]:
+        self._order("migrate", ref, host, options)
+        yield from self.steps
+
+    def cancel_migration(self, ref: str) -> Domain:
+        return self._order("cancel", ref)
+
+    def keep(self, ref: str) -> Domain:
+        return self._order("keep", ref)
+
+    def peers(self) -> api.PeerList:
+        return api.PeerList("-----BEGIN CERTIFICATE-----\n", "aa:bb", [api.Peer("b", "cc:dd")])
+
+    def add_peer(self, name: str, certificate: str) -> api.Peer:
+        self.orders.append(("add-peer", name, certificate))
+        return api.Peer(name, "ee:ff")
+
+    def remove_peer(self, name: str) -> None:
+        self.orders.append(("remove-peer", name))
+
     def delete(self, ref: str) -> None:
         self._order("delete", ref)
 

@@ -83,7 +83,7 @@ def test_clear_beginnings_are_enough(word: str, name: str) -> None:
         ("lsit", "Did you mean: xm list?"),
         ("re", "It may be reboot or resume or rename"),
         ("l", "What there is: xm help"),
-        ("migrate", "does not have it yet"),
+        ("serve", "does not have it yet"),
     ],
 )
 def test_unclear_commands(word: str, hint: str, xm: Xm) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pyxen import api
 from pyxen.api import Image, PowerState, Progress, Trigger
 from pyxen.errors import PyxenError
 from pyxen.xm import wait
@@ -291,3 +292,32 @@ def test_config(xm: Xm, here: Path) -> None:
     assert xm("config", "keys", "memory").out.startswith("memory ")
     assert xm("config", "keys", "nope").status == 1
     assert len(json.loads(xm("config", "keys", "--format", "json").out)["keys"]) > 20
+
+
+def test_migrate_says_what_it_took(xm: Xm, fake: FakeClient) -> None:
+    done = api.Migrated("web", "b", 4, 2.5, 0.041, 3 << 20, 3)
+    fake.steps = [api.Progress("sending the memory", 0.5), api.Progress("done", done=True, migrated=done)]
+    said = xm("migrate", "-l", "--bandwidth", "10", "web", "b")
+    assert said.out == "Migrated domain web to b (id=4): 2.50 s in all, down for 41 ms, 3.0 MiB in 3 rounds\n"
+    assert said.err == "sending the memory\n"
+    ((verb, ref, host, options),) = fake.orders
+    assert (verb, ref, host, options["live"], options["bandwidth_mib"]) == ("migrate", "web", "b", True, 10)
+    assert '"downtime_s": 0.041' in xm("migrate", "--format", "json", "web", "b").out
+    fake.steps = [api.Progress("it would fit", done=True)]
+    assert xm("migrate", "--check", "web", "b").out == "'web' would fit on b\n"
+
+
+def test_a_migration_is_called_off_or_kept_without_a_host(xm: Xm, fake: FakeClient) -> None:
+    xm("migrate", "--cancel", "web")
+    xm("migrate", "--here", "web")
+    assert fake.orders == [("cancel", "web"), ("keep", "web")]
+    assert "Which host should it go to?" in xm("migrate", "web").err
+
+
+def test_peers_are_shown_added_and_removed(xm: Xm, fake: FakeClient, here: Path) -> None:
+    assert xm("peer", "show").out == "-----BEGIN CERTIFICATE-----\n"
+    assert xm("peer", "list").out == "Name  SHA-256\nb     cc:dd\n"
+    (here / "c.pem").write_text("PEM")
+    assert xm("peer", "add", "c", "c.pem").out == "Trusting c, ee:ff\n"
+    xm("peer", "rm", "b")
+    assert fake.orders == [("add-peer", "c", "PEM"), ("remove-peer", "b")]

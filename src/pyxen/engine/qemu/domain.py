@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pyxen.api import Trigger
 from pyxen.config.model import DomainType
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, StartedInfo
+from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
 from pyxen.engine.domain import ProcessDomain
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, has_virtio_console, vcpu_device
@@ -20,7 +20,7 @@ from pyxen.engine.qemu.qmp import Session, execute, session
 from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
 
 _LOOK_S = 5.0
-_MOVE_LOOK_S = 0.02
+_MOVE_LOOK_S = 0.2
 _NO_LIMIT = 1 << 50
 _HVC_SYSRQ = b"\x0f"  # Ctrl-O, Linux' drivers/tty/hvc/hvc_console.c
 _NO_SUCH_TRIGGER = {
@@ -144,25 +144,43 @@ class QemuDomain(ProcessDomain):
 
     async def save_state(self, stream: int) -> None:
         self._refuse_stopped("save the state of")
+        # Unlimited: the guest stands still meanwhile, and QEMU keeps to 128 MiB a second unless told otherwise.
+        await self._send(stream, {"max-bandwidth": _NO_LIMIT}, "save")
+
+    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+        self._refuse_stopped("migrate")
+        parameters = {"max-bandwidth": limits.bandwidth or _NO_LIMIT, "downtime-limit": limits.downtime_ms}
+        await self._send(stream, parameters, "migrate", progress, converge=limits.converge)
+
+    async def _send(
+        self,
+        stream: int,
+        parameters: Mapping[str, object],
+        verb: str,
+        progress: Callable[[Moving], None] | None = None,
+        *,
+        converge: bool = False,
+    ) -> None:
         async with session(self.directory, timeout_s=None) as monitor:
-            # Unlimited: the guest stands still meanwhile, and QEMU keeps to 128 MiB a second unless told otherwise.
-            await monitor.execute("migrate-set-parameters", {"max-bandwidth": _NO_LIMIT})
+            await monitor.execute("migrate-set-parameters", parameters)
+            await _set_capabilities(monitor, {"events": True, "auto-converge": converge})
             await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
             await monitor.execute("migrate", {"uri": "fd:state"})
             try:
-                await self._moved(monitor, "save")
+                await self._moved(monitor, verb, progress)
             except BaseException:
                 with contextlib.suppress(PyxenError):
                     await monitor.execute("migrate_cancel")
                 raise
 
-    async def load_state(self, stream: int, *, paused: bool) -> None:
+    async def load_state(self, stream: int, *, paused: bool, late_disks: bool) -> None:
         """Take the guest's state from ``stream``; then let it go on unless ``paused``.
 
         Raises EngineError; then nothing of the domain is left.
         """
         try:
             async with session(self.directory, timeout_s=None) as monitor:
+                await _set_capabilities(monitor, {"events": True, "late-block-activate": late_disks})
                 await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
                 await monitor.execute("migrate-incoming", {"uri": "fd:state"})
                 await self._moved(monitor, "restore")
@@ -176,10 +194,13 @@ class QemuDomain(ProcessDomain):
                 raise EngineError(f"QEMU can't restore '{self.spec.config.name}': {words}") from error
             raise
 
-    async def _moved(self, monitor: Session, verb: str) -> None:
-        """Wait for the end of a migration, which QEMU tells nobody who doesn't ask."""
+    async def _moved(self, monitor: Session, verb: str, progress: Callable[[Moving], None] | None = None) -> None:
+        """Wait for the end of a migration; its events say when to look."""
         while True:
             found = await monitor.execute("query-migrate")
+            if progress is not None and (ram := found.get("ram")) is not None:
+                stopped_s = found.get("downtime", 0) / 1000
+                progress(Moving(ram["transferred"], ram["remaining"], ram["dirty-sync-count"], stopped_s))
             match found.get("status"):
                 case "completed":
                     return
@@ -187,7 +208,7 @@ class QemuDomain(ProcessDomain):
                     raise EngineError(
                         f"QEMU can't {verb} '{self.spec.config.name}': {found.get('error-desc', 'it does not say why')}"
                     )
-            await asyncio.sleep(_MOVE_LOOK_S)
+            await monitor.event("MIGRATION", timeout_s=_MOVE_LOOK_S)
 
     def close(self) -> None:
         if self._replugging is not None:
@@ -254,3 +275,9 @@ class QemuDomain(ProcessDomain):
             if not self.alive:
                 raise Conflict(f"'{self.spec.config.name}' is gone") from error
             raise type(error)(f"'{self.spec.config.name}': {error.message}", hint=error.hint) from error
+
+
+async def _set_capabilities(monitor: Session, wanted: Mapping[str, bool]) -> None:
+    """Switch a migration's capabilities on and off; they stay so for the next one."""
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})

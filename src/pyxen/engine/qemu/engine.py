@@ -93,7 +93,7 @@ class QemuEngine:
         return [*check_disks(config), *check_networks(config)]
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None
+        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
     ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         stopped = paused or state is not None
@@ -113,7 +113,7 @@ class QemuEngine:
         try:
             await domain.settle(_READY_S, paused=stopped)
             if state is not None:
-                await domain.load_state(state, paused=paused)
+                await domain.load_state(state, paused=paused, late_disks=late_disks)
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error
         return domain

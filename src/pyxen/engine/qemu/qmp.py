@@ -39,6 +39,16 @@ class Session:
         except self._refusal as error:
             raise EngineError(f"QEMU refused {command}: {error}") from error
 
+    async def event(self, name: str, *, timeout_s: float) -> bool:
+        """Wait for an event of this name; True if there has been one since the last look, or comes in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (await self._client.events.get())["event"] != name:
+                    pass
+        except TimeoutError:
+            return False
+        return True
+
 
 @contextlib.asynccontextmanager
 async def session(directory: Path, name: str = SOCKET, *, timeout_s: float | None = 30.0) -> AsyncIterator[Session]:

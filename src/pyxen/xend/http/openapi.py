@@ -19,6 +19,7 @@ What xend offers to xm, to web pages and to programs. Over the unix socket no cr
 the permission. Over TCP each request carries xend's token. Errors are problem+json (RFC 9457)."""
 _PARTS = {
     "domain": "a domain's name, id or UUID; a name wins over an id",
+    "peer": "another host's name here",
     "image": "an image's name",
     "pool": "a CPU pool's name",
 }

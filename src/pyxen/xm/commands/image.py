@@ -48,8 +48,8 @@ def build(session: Session, name: str, force: bool, options: tuple[str, ...], qu
         if not equals:
             raise click.UsageError(f"-o {option}: it should be KEY=VALUE.", click.get_current_context())
         settings[key] = value
-    image = show(session.client.build_image(name, force=force, options=settings), quiet=quiet)
-    if image is not None and not quiet:
+    last = show(session.client.build_image(name, force=force, options=settings), quiet=quiet)
+    if last is not None and (image := last.image) is not None and not quiet:
         click.echo(f"Built image {image.name} ({image.size_bytes / 2**20:.1f} MiB, kernel {image.kernel_release})")
 
 

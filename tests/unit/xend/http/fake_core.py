@@ -17,7 +17,7 @@ from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import Verdict
-from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unsupported
+from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unavailable, Unsupported
 from pyxen.paths import Roots
 from pyxen.xend import host
 from pyxen.xend.agent import begin_on
@@ -25,6 +25,7 @@ from pyxen.xend.agent_link import Command, Link
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.events import Events
+from pyxen.xend.migration.peers import Peers
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
@@ -100,6 +101,34 @@ class FakeAgents:
         return await begin_on(self.link, domain.name, request)
 
 
+class FakeOutgoing:
+    """Migrations that arrive at once."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    async def migrate(self, ref: str, request: api.MigrateRequest) -> AsyncGenerator[api.Progress, None]:
+        domain = self._core._become(ref, PowerState.HALTED)
+        return self._steps(domain, request)
+
+    async def _steps(self, domain: api.Domain, request: api.MigrateRequest) -> AsyncGenerator[api.Progress, None]:
+        yield api.Progress(step="sending the memory", fraction=0.5)
+        if request.host == "nowhere":
+            raise Unavailable("nowhere does not answer on port 8002")
+        yield api.Progress("done", done=True, migrated=api.Migrated(domain.name, request.host, 7, 1.0, 0.1, 1 << 20, 2))
+
+    async def cancel(self, ref: str) -> api.Domain:
+        return self._core._become(ref, PowerState.RUNNING)
+
+    here = cancel
+
+
+class FakeMigration:
+    def __init__(self, core: FakeCore) -> None:
+        self.outgoing = FakeOutgoing(core)
+        self.peers = Peers(core.folder / "peers")
+
+
 class FakeCore:
     """Implements pyxen.xend.core.Core."""
 
@@ -119,6 +148,7 @@ class FakeCore:
         self.recipes = ["tiny", "slow", "broken"]
         self.building = 0
         self.failure: Exception | None = None
+        self.migration: Any = FakeMigration(self)
 
     def add(self, name: str, **config: Any) -> api.Domain:
         return self._add(DomainConfig(name=name, **config))

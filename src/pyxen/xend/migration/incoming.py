@@ -1,0 +1,265 @@
+"""Taking in domains from other hosts; see ``outgoing`` for who has one when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pyxen.config.model import DomainConfig
+from pyxen.engine.contract import RunningDomain
+from pyxen.errors import Conflict, EngineError, PyxenError
+from pyxen.xend.life import Life
+from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration.peers import Peers
+from pyxen.xend.migration.steps import reached
+from pyxen.xend.migration.wire import Link
+from pyxen.xend.registry import now
+from pyxen.xend.store import Origin, Phase, Record
+
+ARRIVE = "arrive "
+"""How ``Record.intended`` begins when a domain has become ours; then ID, what it does next (go-on or stay), and if it
+is managed (kept) or not (once).
+"""
+_FIRST_WORD_S = 20.0
+_MOST_LINKS = 32
+_UNPAUSE_S = 30.0
+_FORGET_S = 60.0
+
+
+@dataclass(slots=True)
+class _Arrival:
+    task: asyncio.Task[int]
+    accepted: bool = False
+    """It is ours, or about to be."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """That has been written down, or it has failed."""
+
+
+class Incoming:
+    """Listens for other xends."""
+
+    def __init__(self, life: Life, peers: Peers) -> None:
+        self._life = life
+        self._peers = peers
+        self._arrivals: dict[str, _Arrival] = {}
+        self._links: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer whoever connects, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, address = await loop.sock_accept(listener)
+            if len(self._links) >= _MOST_LINKS:
+                connection.close()
+                continue
+            task = asyncio.create_task(self._answer(connection, f"{address[0]}:{address[1]}"))
+            self._links.add(task)
+            task.add_done_callback(self._links.discard)
+
+    async def _answer(self, connection: socket.socket, peer: str) -> None:
+        log = self._life.log.bind(peer=peer)
+        try:
+            link = await wire.accept(connection, await asyncio.to_thread(self._peers.context, server=True))
+        except (OSError, ssl.SSLError, PyxenError) as error:
+            log.warning("connection refused", error=str(error))
+            connection.close()
+            return
+        try:
+            async with asyncio.timeout(_FIRST_WORD_S):
+                first = await link.receive()
+            match first:
+                case wire.Offer():
+                    await self._take(link, first)
+                case wire.Question():
+                    await link.send(wire.Verdict(await self._verdict(first.id)))
+                case wire.Forget():
+                    await self._forget(first.id)
+                case _:
+                    raise wire.Broken("the other side began with something else")
+        except (PyxenError, TimeoutError) as error:
+            log.warning("migration ended", error=str(error))
+        except Exception:
+            log.exception("migration failed")
+        finally:
+            await link.close()
+
+    async def _take(self, link: Link, offer: wire.Offer) -> None:
+        problems = await asyncio.to_thread(fit.problems, offer, self._life)
+        if offer.id in self._arrivals:
+            problems.append("id         this migration is under way already")
+        if problems:
+            await link.send(wire.Refused(problems))
+            return
+        reached("invited", link)
+        if offer.dry:
+            await link.send(wire.Ready())
+            return
+        arrival = _Arrival(asyncio.create_task(self._arrive(link, offer)))
+        self._arrivals[offer.id] = arrival
+        try:
+            domid = await arrival.task
+        except asyncio.CancelledError:
+            raise EngineError("given up, since the other side asked again") from None
+        except wire.Broken:
+            raise
+        except PyxenError as error:
+            await link.send(wire.Refused([error.message]))
+            raise
+        finally:
+            arrival.settled.set()
+            del self._arrivals[offer.id]
+        await link.send(wire.Running(domid))
+        await link.expect(wire.Forget, _FORGET_S)
+        await self._forget(offer.id)
+
+    async def _arrive(self, link: Link, offer: wire.Offer) -> int:
+        """Returns the id that the domain has here, when it is ours for good."""
+        record = self._record(offer.head.config, offer)
+        config = msgspec.structs.replace(offer.head.config, name=record.name)
+        async with self._life.registry.lock(record.uuid):
+            if record.phase is not Phase.HALTED:
+                raise Conflict(f"domain '{record.name}' has been started meanwhile")
+            await link.send(wire.Ready())
+            await self._build(link, offer, record, config)
+            await self.finish(record)
+            reached("running", link)
+            self._life.tell("domain-arrived", record, host=link.peer)
+            assert record.domid is not None
+            return record.domid
+
+    def _record(self, config: DomainConfig, offer: wire.Offer) -> Record:
+        """The one that we have of this domain, halted, or a new one."""
+        assert config.uuid is not None
+        record = self._life.registry.records.get(config.uuid)
+        if record is not None:
+            return record
+        return Record(
+            uuid=config.uuid,
+            name=config.name,
+            config=config,
+            created_at=now(),
+            restart_count=offer.head.restart_count,
+        )
+
+    async def _build(self, link: Link, offer: wire.Offer, record: Record, config: DomainConfig) -> None:
+        """Have the domain stand ready, and be ours. Raises whatever keeps it from that; then nothing is left of it."""
+        out, into = os.pipe2(os.O_CLOEXEC)
+        pump = asyncio.create_task(_pump(link, into))
+
+        async def accept(process: RunningDomain) -> str:
+            if process.info.accelerator != offer.accelerator:
+                raise EngineError(f"it runs on {process.info.accelerator} here, not on {offer.accelerator}")
+            await pump
+            reached("loaded", link)
+            await link.send(wire.Loaded())
+            await link.expect(wire.Commit)
+            self._arrivals[offer.id].accepted = True
+            reached("accepted", link)
+            kept = "kept" if offer.head.managed or record.managed else "once"
+            return f"{ARRIVE}{offer.id} {'stay' if offer.paused else 'go-on'} {kept}"
+
+        build = asyncio.create_task(
+            self._life.build(
+                record,
+                Origin.START,
+                paused=True,
+                config=config,
+                state=out,
+                machine=offer.head.machine,
+                engine=offer.head.engine,
+                late_disks=not offer.paused,
+                accept=accept,
+            )
+        )
+        try:
+            await asyncio.wait((build, pump), return_when=asyncio.FIRST_COMPLETED)
+            if pump.done() and pump.exception() is not None and not build.done():
+                build.cancel()  # the connection is gone: nothing more will come
+                await asyncio.wait((build,))
+                pump.result()
+            await build
+            reached("arrived", link)
+        except asyncio.CancelledError:
+            build.cancel()
+            await asyncio.wait((build,))
+            raise
+        finally:
+            os.close(out)
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+
+    async def finish(self, record: Record) -> None:
+        """Let a domain run that has become ours. Its lock is held."""
+        _, _, after, kept = (record.intended or "").split(" ")
+        await self.remember(record)
+        live = self._life.registry.live[record.uuid]
+        deadline = time.monotonic() + _UNPAUSE_S
+        while after == "go-on" and live.process.stopped is None:
+            try:
+                await live.process.unpause()
+                break
+            except PyxenError as error:  # its disks may be another monitor's for a moment
+                if time.monotonic() > deadline:
+                    self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
+                    break
+                await asyncio.sleep(0.1)
+        await self._life.records.change(record, intended=None, managed=kept == "kept")
+
+    async def remember(self, record: Record) -> None:
+        """Write down that a domain has arrived, for when the other side asks."""
+        await self._life.store.set_meta(_remembered((record.intended or "").split(" ")[1]), record.uuid)
+
+    async def _verdict(self, migration_id: str) -> bool:
+        arrival = self._arrivals.get(migration_id)
+        if arrival is not None:
+            if not arrival.accepted:
+                arrival.task.cancel()
+            await arrival.settled.wait()
+        return await self._life.store.meta(_remembered(migration_id)) is not None
+
+    async def _forget(self, migration_id: str) -> None:
+        await self._life.store.set_meta(_remembered(migration_id), None)
+
+
+def _remembered(migration_id: str) -> str:
+    return f"arrived:{migration_id}"
+
+
+async def _pump(link: Link, into: int) -> None:
+    """From the other side into the monitor's pipe, up to the end of the state. Closes the pipe."""
+    loop = asyncio.get_running_loop()
+    file = os.fdopen(into, "wb", buffering=0)
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), file
+    )
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    size = 0
+    try:
+        while True:
+            match await link.receive():
+                case bytes() as data:
+                    if not size:
+                        reached("receiving", link)
+                    size += len(data)
+                    writer.write(data)
+                    with contextlib.suppress(OSError):  # the monitor has ended; it is asked why
+                        await writer.drain()
+                case wire.End(whole):
+                    if whole != size:
+                        raise wire.Broken(f"{whole} bytes were sent, {size} came")
+                    break
+                case _:
+                    raise wire.Broken("something else came in the middle of the state")
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    except BaseException:
+        transport.abort()
+        raise

@@ -1,0 +1,409 @@
+"""Sending a domain to another host.
+
+It runs on exactly one side, whatever breaks. Up to the moment when ``given`` is written into the record, it is ours:
+every failure lets it go on here. From then on it is the other side's, if that has accepted it: we ask until we know,
+and only "it never arrived" lets it go on here. The other side starts the guest only after our Commit, and has then
+written down that it has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+import uuid as uuids
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from pyxen import api
+from pyxen.api import ShutdownReason
+from pyxen.engine.contract import Limits, Moving, Stopped
+from pyxen.errors import Conflict, EngineError, PyxenError
+from pyxen.xend import saved
+from pyxen.xend.life import Life
+from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration.peers import Peers
+from pyxen.xend.migration.steps import reached
+from pyxen.xend.migration.wire import Link
+from pyxen.xend.records import GIVEN
+from pyxen.xend.registry import Live
+from pyxen.xend.saving import as_built
+from pyxen.xend.store import Phase, Record
+
+MIGRATE = "migrate "
+"""How ``Record.intended`` begins while a domain is being sent; then ID, its fate here (go-on or stay), HOST and PORT.
+As soon as the other side may have it, it begins with GIVEN.
+"""
+_PIPE_BYTES = 1 << 20
+_THAW_S = 20.0
+_ASK_AGAIN_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
+Tell = Callable[[api.Progress], None]
+
+
+@dataclass(slots=True)
+class _Move:
+    task: asyncio.Task[None]
+    given: bool = False
+    """It can't be called off any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Destination:
+    host: str
+    port: int
+
+
+class Outgoing:
+    """Carries out migrations to other hosts; at most one of a domain at a time."""
+
+    def __init__(self, life: Life, peers: Peers) -> None:
+        self._life = life
+        self._records = life.records
+        self._peers = peers
+        self._moves: dict[str, _Move] = {}
+
+    async def migrate(self, ref: str, request: api.MigrateRequest) -> AsyncGenerator[api.Progress, None]:
+        """Refuses when awaited; then says how it goes, its last step with the figures. Leaving calls it off."""
+        record = self._records.changeable(ref, "migrate")
+        self._records.running(record)
+        if record.uuid in self._moves:
+            raise Conflict(
+                f"Domain '{record.name}' is being migrated already", hint=f"xm migrate --cancel {record.name} ends that"
+            )
+        steps: asyncio.Queue[api.Progress | None] = asyncio.Queue()
+        move = _Move(asyncio.create_task(self._migrate(record, request, steps.put_nowait)))
+        self._moves[record.uuid] = move
+
+        def over(_task: object) -> None:
+            self._moves.pop(record.uuid, None)
+            steps.put_nowait(None)
+
+        move.task.add_done_callback(over)
+        return self._follow(move, steps)
+
+    async def _follow(
+        self, move: _Move, steps: asyncio.Queue[api.Progress | None]
+    ) -> AsyncGenerator[api.Progress, None]:
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+            try:
+                await move.task
+            except asyncio.CancelledError:
+                raise Conflict("the migration was called off: the domain goes on here") from None
+        finally:
+            if not move.given:
+                move.task.cancel()
+            await asyncio.gather(move.task, return_exceptions=True)
+
+    async def cancel(self, ref: str) -> Record:
+        """Call a migration off; returns when the domain goes on here. Raises Conflict if there is none, or too late."""
+        record = self._records.changeable(ref, "cancel the migration of")
+        move = self._moves.get(record.uuid)
+        if move is None:
+            raise Conflict(f"Domain '{record.name}' is not being migrated")
+        if move.given:
+            raise Conflict(f"'{record.name}' has been given to the other host", hint="See: xm list, here and there.")
+        move.task.cancel()
+        await asyncio.gather(move.task, return_exceptions=True)
+        return record
+
+    async def interrupt(self, uuid: str) -> None:
+        """Call off whatever is being sent of this domain, if that can still be done."""
+        move = self._moves.get(uuid)
+        if move is not None and not move.given:
+            move.task.cancel()
+            await asyncio.gather(move.task, return_exceptions=True)
+
+    async def here(self, ref: str) -> Record:
+        """Let a given domain go on here without an answer: somebody has made sure that it doesn't run there."""
+        record = self._records.changeable(ref, "keep")
+        async with self._life.registry.lock(record.uuid):
+            if not (record.intended or "").startswith(GIVEN):
+                raise Conflict(f"Domain '{record.name}' was not given to another host")
+            await self._take_back(record)
+        return record
+
+    async def _migrate(self, record: Record, request: api.MigrateRequest, tell: Tell) -> None:
+        to = _Destination(request.host, request.port or wire.PORT)
+        started = time.monotonic()
+        tell(api.Progress(step=f"connecting to {to.host}"))
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.running(record)
+            if record.phase is not Phase.RUNNING or live.process.stopped is not None:
+                raise Conflict(f"cannot migrate '{record.name}': its guest has stopped")
+            context = await asyncio.to_thread(self._peers.context, server=False)
+            link = await wire.connect(to.host, to.port, context)
+            try:
+                migration_id = uuids.uuid4().hex
+                was_paused = live.process.paused
+                await self._offer(record, live, link, request, migration_id)
+                if request.dry:
+                    tell(api.Progress(step="it would fit", done=True))
+                    return
+                moving = await self._send(record, live, link, request, migration_id, tell)
+                sent = time.monotonic()
+                domid = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
+                downtime = 0.0 if was_paused else moving.stopped_s + time.monotonic() - sent
+                tell(
+                    api.Progress(
+                        step="done",
+                        done=True,
+                        migrated=api.Migrated(
+                            name=record.name,
+                            host=to.host,
+                            domid=domid,
+                            total_s=time.monotonic() - started,
+                            downtime_s=downtime,
+                            sent_bytes=moving.sent,
+                            rounds=moving.rounds,
+                        ),
+                    )
+                )
+            finally:
+                await link.close()
+
+    async def _offer(
+        self, record: Record, live: Live, link: Link, request: api.MigrateRequest, migration_id: str
+    ) -> None:
+        """Have the other side say that it will take the domain. Raises Conflict with all that doesn't fit."""
+        head = saved.Head(
+            version=saved.VERSION,
+            save_id=migration_id,
+            engine=record.engine or "",
+            machine=await live.process.machine(),
+            config=msgspec.structs.replace(as_built(record, live), disk=live.spec.config.disk),
+            managed=record.managed,
+            restart_count=record.restart_count,
+        )
+        accelerator = live.process.info.accelerator
+        with fit.files(live.spec.config.disk) as files:
+            offer = wire.Offer(
+                protocol=wire.PROTOCOL,
+                id=migration_id,
+                head=head,
+                accelerator=accelerator,
+                paused=live.process.paused,
+                dry=request.dry,
+                cpu_flags=await asyncio.to_thread(fit.cpu_flags, accelerator),
+                files=files,
+            )
+            await link.send(offer)
+            reached("offered", link)
+            try:
+                await link.expect(wire.Ready)
+            except wire.Misfit as error:
+                raise Conflict(
+                    f"'{record.name}' does not fit on {request.host}", hint="\n".join(error.problems)
+                ) from error
+
+    async def _send(
+        self,
+        record: Record,
+        live: Live,
+        link: Link,
+        request: api.MigrateRequest,
+        migration_id: str,
+        tell: Tell,
+    ) -> Moving:
+        """Send the state until the other side has all of it and the guest stands still. Else it goes on here."""
+        before, was_paused = record.intended, live.process.paused
+        after = "stay" if was_paused else "go-on"
+        sending = asyncio.create_task(self._stream(live, link, request, tell))
+        loaded = asyncio.create_task(link.expect(wire.Loaded, None))
+        try:
+            await self._records.change(
+                record, intended=f"{MIGRATE}{migration_id} {after} {request.host} {request.port or wire.PORT}"
+            )
+            reached("sending", link)
+            await asyncio.wait((sending, loaded), return_when=asyncio.FIRST_COMPLETED)
+            if loaded.done():
+                loaded.result()  # it can't have been loaded yet: raises what the other side says instead
+                raise wire.Broken("the other side said that it has what it was not sent")
+            moving = await sending
+            reached("sent", link)
+            async with asyncio.timeout(wire.ANSWER_S):
+                await loaded
+            if live.process.stopped is not None:
+                raise Conflict(f"the guest of '{record.name}' has stopped meanwhile")
+        except BaseException as error:
+            link.cut()  # before anything else: who hears nothing gives up
+            sending.cancel()
+            loaded.cancel()
+            await asyncio.gather(sending, loaded, return_exceptions=True)
+            await self._go_on(record, live, before, was_paused=was_paused)
+            if isinstance(error, TimeoutError):
+                raise EngineError(f"{request.host} did not say that it has '{record.name}'") from error
+            if isinstance(error, wire.Misfit):
+                raise EngineError(f"{request.host} can't take '{record.name}': {'; '.join(error.problems)}") from error
+            raise
+        return moving
+
+    async def _stream(self, live: Live, link: Link, request: api.MigrateRequest, tell: Tell) -> Moving:
+        out, into = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        last = Moving(0, 0, 0)
+
+        def progress(moving: Moving) -> None:
+            nonlocal last
+            last = moving
+            whole = moving.sent + moving.remaining
+            step = "sending the memory" if moving.rounds <= 1 else f"sending what has changed, round {moving.rounds}"
+            tell(api.Progress(step=step, fraction=moving.sent / whole if whole else None))
+
+        pump = asyncio.create_task(_pump(out, link))
+        limits = Limits(
+            bandwidth=request.bandwidth_mib << 20 if request.bandwidth_mib else None,
+            downtime_ms=request.downtime_ms,
+            converge=request.converge,
+        )
+        try:
+            frozen = time.monotonic()
+            if not request.live:
+                await live.process.freeze()
+            await live.process.send_live(into, limits, progress)
+            if not request.live:
+                last = replace(last, stopped_s=time.monotonic() - frozen)
+        except BaseException as error:
+            os.close(into)
+            (size,) = await asyncio.gather(pump, return_exceptions=True)
+            if isinstance(error, PyxenError) and isinstance(size, PyxenError):
+                raise size from error  # the connection, rather than the monitor's complaint that nobody reads
+            raise
+        os.close(into)
+        await link.send(wire.End(await pump))
+        return last
+
+    async def _give(
+        self, record: Record, live: Live, link: Link, to: _Destination, migration_id: str, *, was_paused: bool
+    ) -> int:
+        """The point of no return. Returns the domain's id on the other side, or raises what became of it."""
+        move = self._moves[record.uuid]
+        move.given = True
+        after = "stay" if was_paused else "go-on"
+        try:
+            await self._records.change(record, intended=f"{GIVEN}{migration_id} {after} {to.host} {to.port}")
+        except BaseException:
+            link.cut()
+            await self._go_on(record, live, None, was_paused=was_paused)
+            raise
+        reached("given", link)
+        try:
+            await link.send(wire.Commit())
+            reached("committed", link)
+            running = await link.expect(wire.Running)
+        except PyxenError as error:
+            self._life.log.warning("other side lost after the domain was given", name=record.name, error=str(error))
+            self.settle_soon(record)
+            raise EngineError(
+                f"{to.host} was lost when it had been given '{record.name}': {error.message}",
+                hint="It stands still here until that host says whether it has it. See: xm list, here and there.",
+            ) from error
+        reached("confirmed", link)
+        await self._leave(record, to)
+        with contextlib.suppress(PyxenError):
+            await link.send(wire.Forget(migration_id))
+        return running.domid
+
+    def settle_soon(self, record: Record) -> None:
+        """Begin to ask the other side what has become of a domain that was given to it."""
+        self._life.spawn(self._settle(record))
+
+    async def _settle(self, record: Record) -> None:
+        """Ask the other side until it says what has become of a domain that was given to it."""
+        given = record.intended or ""
+        _, migration_id, _, host, port = given.split(" ")
+        to = _Destination(host, int(port))
+        attempt = 0
+        while True:
+            arrived: bool | None = None
+            try:
+                arrived = await self._ask(to, migration_id)
+            except PyxenError as error:
+                self._life.log.info("no answer yet", name=record.name, host=host, error=str(error))
+            async with self._life.registry.lock(record.uuid):
+                if record.intended != given or self._life.registry.records.get(record.uuid) is not record:
+                    return  # destroyed, or taken back by hand
+                if arrived is True:
+                    await self._leave(record, to)
+                    with contextlib.suppress(PyxenError):
+                        await self._ask(to, migration_id, forget=True)
+                    return
+                if arrived is False:
+                    await self._take_back(record)
+                    return
+            await asyncio.sleep(_ASK_AGAIN_S[min(attempt, len(_ASK_AGAIN_S) - 1)])
+            attempt += 1
+
+    async def _ask(self, to: _Destination, migration_id: str, *, forget: bool = False) -> bool:
+        link = await wire.connect(to.host, to.port, await asyncio.to_thread(self._peers.context, server=False))
+        try:
+            if forget:
+                await link.send(wire.Forget(migration_id))
+                return True
+            await link.send(wire.Question(wire.PROTOCOL, migration_id))
+            return (await link.expect(wire.Verdict)).arrived
+        finally:
+            await link.close()
+
+    async def resume(self, record: Record) -> None:
+        """Undo what an earlier xend was about to send. The record's lock is held, the domain is adopted."""
+        after = (record.intended or "").split(" ")[2]
+        self._life.log.warning("migration was cut short: the domain goes on", name=record.name)
+        await self._go_on(record, self._life.registry.live[record.uuid], None, was_paused=after == "stay")
+
+    async def _leave(self, record: Record, to: _Destination) -> None:
+        """Let go of a domain that runs on the other side."""
+        record.managed = False  # it is kept there
+        self._life.tell("domain-migrated", record, host=to.host)
+        await self._life.end(record, ShutdownReason.SUSPEND)
+
+    async def _take_back(self, record: Record) -> None:
+        """Let a domain go on that did not arrive. Its lock is held."""
+        self._life.log.warning("the domain did not arrive: it goes on here", name=record.name)
+        after = (record.intended or "").split(" ")[2]
+        live = self._life.registry.live.get(record.uuid)
+        if live is None or live.process.stopped is not None:
+            await self._records.change(record, intended=None)
+            assert record.domid is not None
+            stopped = live.process.stopped if live is not None else None
+            ended = stopped or Stopped(ShutdownReason.FAILED, "it died while it was being migrated")
+            self._life.spawn(self._life.stopped(record.uuid, record.domid, ended))
+            return
+        await self._go_on(record, live, None, was_paused=after == "stay")
+
+    async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
+        """Let the guest go on here; also where the other side's monitor still has its disks for a moment."""
+        deadline = time.monotonic() + _THAW_S
+        while not was_paused and live.process.stopped is None:
+            try:
+                await live.process.thaw()
+                break
+            except PyxenError as error:
+                if time.monotonic() > deadline:
+                    self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
+                    break
+                await asyncio.sleep(0.2)
+        await self._records.change(record, intended=intended)
+
+
+async def _pump(out: int, link: Link) -> int:
+    """From the monitor's pipe to the other side, until it ends; returns how many bytes. Closes the pipe."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=wire.LONGEST)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out, "rb", buffering=0)
+    )
+    size = 0
+    try:
+        while data := await reader.read(wire.LONGEST):
+            await link.send_data(data)
+            size += len(data)
+    finally:
+        transport.close()
+    return size

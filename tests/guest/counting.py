@@ -1,0 +1,37 @@
+"""A guest that counts in a file: what a test asks it after it was stopped and went on elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+
+import pexpect
+
+from tests.guest.host import Host, wait_for
+
+COUNTER = "(n=0; while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.05; done) &"
+UNBROKEN = "seq $(wc -l < /tmp/n) > /tmp/s; head -n $(wc -l < /tmp/s) /tmp/n | cmp - /tmp/s && echo unbroken"
+
+
+def ask(host: Host, command: str) -> str:
+    """What a command prints, marked: the console begins with what was printed before, by a guest since saved."""
+    mark = uuid.uuid4().hex[:8]
+    console = host.console("web")
+    console.sendline(f'echo "{mark[:4]}""{mark[4:]}[$({command})]"')  # in two parts, so that its echo is no answer
+    console.expect(rf"{mark}\[([^\]]*)\]")
+    answer = str(console.match.group(1))
+    console.send("\x1d")  # Ctrl-] leaves the console
+    console.expect(pexpect.EOF)
+    console.close()
+    return answer.strip()
+
+
+def counted(host: Host) -> int:
+    return int(ask(host, "wc -l < /tmp/n"))
+
+
+def counts_on(host: Host, last: int) -> int:
+    """Wait until it has got further than ``last``, which it must not have lost."""
+    count = counted(host)
+    assert count >= last
+    wait_for(lambda: counted(host) > count, "the guest counts on")
+    return counted(host)

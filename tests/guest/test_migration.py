@@ -1,0 +1,95 @@
+"""Live migration of a real guest between two xends, through xm."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import pytest
+
+from pyxen.xend.migration.steps import INCOMING, OUTGOING
+from tests.guest.counting import COUNTER, UNBROKEN, ask, counts_on
+from tests.guest.host import type_line, wait_for
+from tests.guest.pair import Side, exactly_one, migrate, pair
+from tests.guest.test_lifecycle import make_disk
+
+_TIMES = int(os.environ.get("PYXEN_CYCLES", "4"))
+_FAULTS = os.environ.get("PYXEN_FAULTS", "loaded,given,committed,accepted").split(",")
+"""Steps at which a xend is killed: the few that decide who has the domain, or all of them with "all"."""
+
+
+def start_counting(side: Side, extra: str = "vcpus=1") -> str:
+    """A guest with a disk in a shared folder; the digest of what is in its memory and on its disk."""
+    disk = make_disk(side.root / "data.img", 16)
+    side.xm("create", "image=tiny", "name=web", "memory=192", extra, f"disk=file:{disk},xvda,w")
+    console = side.ready("web")
+    type_line(console, "mkdir -p /data && mount /dev/xvda /data")
+    type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")
+    digest = type_line(console, "sha256sum < /tmp/random")
+    type_line(console, COUNTER)
+    console.close()
+    return digest
+
+
+def test_a_guest_goes_to_and_fro() -> None:
+    with pair() as (one, other):
+        digest = start_counting(one, "vcpus=2")
+        stranger = other.try_run("xm", "migrate", "-l", "-p", str(one.port), "web", "127.0.0.1")
+        assert "does not exist" in stranger.stderr
+        assert "would fit" in migrate(one, other, "--check")
+        source, to, last = one, other, 0
+        for _ in range(_TIMES):
+            said = migrate(source, to)
+            print(said.strip())
+            assert re.search(r"Migrated domain web to 127.0.0.1 \(id=\d+\): .* down for \d+ ms", said)
+            assert "web" not in source.domains()
+            last = counts_on(to, last)
+            source, to = to, source
+        assert ask(source, UNBROKEN) == "unbroken"
+        assert ask(source, "sha256sum < /tmp/random") == digest
+        assert ask(source, "umount /data && mount /dev/xvda /data && sha256sum < /data/random") == digest
+        assert abs(int(ask(source, "date +%s")) - time.time()) < 30
+        # Nothing that a guest of QEMU's needs may have stayed behind.
+        source.xm("save", "-c", "web", str(source.root / "web.saved"))
+        source.xm("shutdown", "-w", "web")
+
+
+def test_it_goes_on_here_when_it_is_called_off_or_does_not_fit() -> None:
+    with pair() as (one, other):
+        start_counting(one)
+        other.xm("create", "-p", "image=tiny", "name=web", "memory=64")
+        refused = one.try_run("xm", "migrate", "-l", "-p", str(other.port), "web", "127.0.0.1")
+        assert "does not fit on 127.0.0.1" in refused.stderr
+        assert "already exists" in refused.stderr
+        other.xm("destroy", "web")
+        moving = one.popen("xm", "migrate", "-l", "--bandwidth", "1", "-p", str(other.port), "web", "127.0.0.1")
+        wait_for(lambda: "web" in other.domains(), "it has begun")
+        one.xm("migrate", "--cancel", "web")
+        _, complaint = moving.communicate(timeout=60)
+        assert moving.returncode
+        assert "called off" in complaint
+        assert exactly_one(one, other) is one
+        counts_on(one, 0)
+        assert ask(one, UNBROKEN) == "unbroken"
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_xend_leaves_it_on_exactly_one_side() -> None:
+    steps = (*OUTGOING, *INCOMING) if _FAULTS == ["all"] else _FAULTS
+    with pair() as (one, other):
+        digest = start_counting(one)
+        source, to, last = one, other, 0
+        for step in steps:
+            victim = source if step in OUTGOING else to
+            victim.start_with({"PYXEN_FAULT": f"{step}:kill"})
+            source.try_run("xm", "migrate", "-l", "-p", str(to.port), "web", "127.0.0.1")
+            wait_for(lambda: victim.dead, f"xend died at {step}")  # noqa: B023
+            victim.start()
+            has_it = exactly_one(source, to)
+            last = counts_on(has_it, last)
+            names = {id(source): "source", id(to): "destination"}
+            print(f"{step:10} {names[id(victim)]:12} killed: it runs on the {names[id(has_it)]}")
+            source, to = has_it, (other if has_it is one else one)
+        assert ask(source, UNBROKEN) == "unbroken"
+        assert ask(source, "umount /data && mount /dev/xvda /data && sha256sum < /data/random") == digest
