@@ -12,9 +12,10 @@ import sys
 import time
 
 from bench.cases import CASES as HERE
+from bench.scheduling import sched
 from bench.testhost import testhost
 
-CASES = {**HERE, "testhost": testhost}
+CASES = {**HERE, "sched": sched, "testhost": testhost}
 
 
 def main() -> None:

@@ -404,6 +404,12 @@ class Host(Struct):
     virt_caps: str
     total_memory_mib: int
     free_memory_mib: int
+    sharing_freed_mib: int
+    """What the host saves by keeping equal pages once."""
+    sharing_used_mib: int
+    """What those pages take that stand for several."""
+    sharing: bool
+    """The host's KSM runs: domains with ``memory_sharing`` share pages."""
     uptime_s: float
     pyxen_version: str
     domains_running: int
@@ -483,10 +489,10 @@ class Event(Struct, omit_defaults=True):
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
-    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -sysrq-sent, -triggered, -dumped, -preserved, -saved, -restored,
-    -migrated, -arrived, -restarted,
-    -restart-refused, -restart-failed, -ended, -deleted; image-built, image-removed; cpupool-created, -changed,
-    -destroyed; xend-started, xend-stopping; events-lost (older ones are no longer kept)."""
+    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped, -preserved,
+    -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended, -deleted;
+    image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
+    ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None

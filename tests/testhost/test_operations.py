@@ -154,3 +154,26 @@ def test_a_crash_by_sysrq_dumps_and_restarts(files: dict[str, Path]) -> None:
     (core,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert core["word"], "the kernel's log is in its core"
     assert core["notes"]
+
+
+_HUGE = r"""
+pool=/sys/kernel/mm/hugepages/hugepages-2048kB
+refused=0; create memory=128 hugepages=2m 2>&1 || refused=$?
+echo "== refused $refused"
+echo 64 > $pool/nr_hugepages
+create memory=128 hugepages=2m
+prompt
+echo "== left $(($(cat $pool/free_hugepages) - $(cat $pool/resv_hugepages)))"
+xm mem-set inner 112
+try has 3 112
+guest 'echo still-$((1 + 1))' still-2
+xm destroy inner
+echo "== left $(cat $pool/free_hugepages)"
+"""
+
+
+def test_a_domain_in_huge_pages(files: dict[str, Path]) -> None:
+    output = play(_PRELUDE + _HUGE, files)
+    assert "'inner' needs 64 huge pages of 2M, the host has 0 left" in output
+    said = [line for line in output.splitlines() if line.startswith("== ")]
+    assert said == ["== refused 1", "== left 0", "== left 64"]

@@ -53,6 +53,13 @@ def _amounts(config: DomainConfig) -> None:
         raise ConfigError(
             f"maxmem ({config.maxmem} MiB) must not be less than memory ({config.memory} MiB)", key="maxmem"
         )
+    if config.min_memory is not None and config.min_memory > config.memory:
+        raise ConfigError(
+            f"min_memory ({config.min_memory} MiB) must not be more than memory ({config.memory} MiB)", key="min_memory"
+        )
+    page = {None: 1, "2m": 2, "1g": 1024}[config.hugepages]
+    if (most := max(config.memory, config.maxmem or 0)) % page:
+        raise ConfigError(f"{most} MiB of memory are no whole number of huge pages of {page} MiB", key="hugepages")
     if config.maxvcpus is not None and config.maxvcpus < config.vcpus:
         raise ConfigError(f"maxvcpus ({config.maxvcpus}) must not be less than vcpus ({config.vcpus})", key="maxvcpus")
     most = 100 * max(config.vcpus, config.maxvcpus or 0)

@@ -25,7 +25,7 @@ ALIASES: dict[str, str] = {
 # Without a reason of its own, a key is listed by what it is about.
 _WITHOUT_EFFECT = {
     "scheduling": "cpu vcpu_avail period slice latency extratime",
-    "memory": "shadow_memory memory_sharing superpages vnuma claim mmio_hole",
+    "memory": "shadow_memory superpages vnuma claim mmio_hole",
     "life cycle": "on_watchdog on_soft_reset on_xend_start on_xend_stop target nomigrate xend_suspend_evtchn_compat",
     "boot loaders and firmware files": (
         "bootloader bootloader_args bootloader_restrict bootloader_user bootargs bootentry loader pvshim pvshim_path"
@@ -73,6 +73,7 @@ REASONS: dict[str, str] = {
     "loader": "the firmware is chosen by `firmware`",
     "nics": "write one entry in `vif` for each interface",
     "cpu": "use `cpus`",
+    "superpages": "use `hugepages`",
     "vcpu_avail": "use `vcpus` and `maxvcpus`",
     "cdrom": "write it in `disk`: 'file:/cd.iso,hdc:cdrom,r'",
 }

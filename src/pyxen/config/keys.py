@@ -102,6 +102,33 @@ _TABLE = (
     ),
     Key("memory", RESOURCES, Kind.MIB, _MIB, "Memory at start, in MiB or with a unit.", "memory = 512"),
     Key("maxmem", RESOURCES, Kind.MIB, _MIB, "Most memory it may ever get; not set: `memory`.", 'maxmem = "2G"'),
+    Key(
+        "min_memory",
+        RESOURCES,
+        Kind.MIB,
+        _MIB,
+        "The least that xend leaves it while the host runs short of memory, where `balloon` is set in xend.toml; not "
+        "set: xend takes nothing from it.",
+        "min_memory = 64",
+    ),
+    Key(
+        "hugepages",
+        RESOURCES,
+        Kind.WORD,
+        "2m or 1g",
+        "Its memory comes in huge pages of this size from the host's pool; not set: as the kernel sees fit.",
+        'hugepages = "2m"',
+        ("2m", "1g"),
+    ),
+    Key(
+        "memory_sharing",
+        RESOURCES,
+        Kind.FLAG,
+        "0 or 1",
+        "Pages with the same content in several such domains are kept once, where the host's KSM runs. A guest can "
+        "then find out, by timing, what pages the others have.",
+        "memory_sharing = 1",
+    ),
     Key("vcpus", RESOURCES, Kind.NUMBER, _COUNT, "VCPUs online at start.", "vcpus = 2"),
     Key("maxvcpus", RESOURCES, Kind.NUMBER, _COUNT, "Most VCPUs it may ever get; not set: `vcpus`.", "maxvcpus = 4"),
     Key(

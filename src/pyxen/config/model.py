@@ -139,6 +139,12 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     memory: Mib = 256
     maxmem: Mib | None = None
+    min_memory: Mib | None = None
+    """The least that xend leaves it while the host runs short; None: xend takes nothing from it."""
+    hugepages: Annotated[str, Meta(pattern=r"^(2m|1g)$(?!\n)")] | None = None
+    """Of what size its memory's pages are, from the host's pool; None: whatever the kernel finds."""
+    memory_sharing: bool = False
+    """Let the host keep pages with the same content once (KSM)."""
     vcpus: VcpuCount = 1
     """VCPUs online at start."""
     maxvcpus: VcpuCount | None = None

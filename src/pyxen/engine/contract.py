@@ -52,6 +52,9 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     """Run as this user (and a group of the same number); None: as xend's own."""
 
+    nodes: tuple[int, ...] = ()
+    """NUMA nodes to take its memory from, as long as they have some; empty: any."""
+
     machine: str | None = None
     """The monitor's model of a machine, where it must be a certain one: that of a saved state."""
 

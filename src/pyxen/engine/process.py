@@ -13,18 +13,20 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+
+from pyxen.engine.numa import preferring
 
 _GRACE_S = 5.0
 _TAIL_BYTES = 4096
 
 
-def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) -> int:
+def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = (), nodes: Collection[int] = ()) -> int:
     """Start ``argv`` (its first word is an absolute path) in a session of its own; returns its process id.
 
     Its standard input is empty, its output goes to the file ``stderr``; the descriptors ``pass_fds`` keep their
-    numbers in it. Raises OSError.
+    numbers in it. It takes its memory from the NUMA ``nodes`` first, if there are any. Raises OSError.
     """
     pass_fds = list(pass_fds)
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]] = [
@@ -36,15 +38,16 @@ def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = ()) ->
         # What this process itself was given by its parent (a shell's pipe, say) must not be held open for ever.
         *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in pass_fds),
     ]
-    return os.posix_spawn(
-        argv[0],
-        list(argv),
-        os.environ,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-    )
+    with preferring(nodes):
+        return os.posix_spawn(
+            argv[0],
+            list(argv),
+            os.environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+        )
 
 
 def start_daemon(argv: Sequence[str], *, pass_fds: Iterable[int], timeout_s: float = 30.0) -> str:

@@ -19,6 +19,7 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import ProcessDomain, reap, save_info, write_pid
+from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import kvm_verdict
 from pyxen.engine.process import end_all, marker, spawn
@@ -229,6 +230,7 @@ class XenEngine:
             raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
         if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
             raise Unsupported(f"the Xen engine runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
+        check_hugepages(config)
         if any(disk.format is DiskFormat.QCOW2 or Path(disk.target).suffix in _QCOW2 for disk in config.disk):
             find_binary()
         return [*check_disks(config), *check_networks(config)]
@@ -282,6 +284,7 @@ def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: boo
             [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory), *words],
             stderr=directory / "stderr",
             pass_fds=[*descriptors.fds, *([] if state is None else [state])],
+            nodes=spec.nodes,
         )
     write_pid(directory, pid)
     if (group := cgroup.enter(spec.uuid, pid)) is not None:

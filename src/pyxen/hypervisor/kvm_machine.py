@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -291,7 +292,8 @@ class KvmMachine:
         start = gfn << PAGE_SHIFT
         region = self.memory.find(start, PAGE_SIZE)
         if isinstance(backing := region.data.obj, mmap.mmap):
-            backing.madvise(mmap.MADV_DONTNEED, start - region.start, PAGE_SIZE)
+            with contextlib.suppress(OSError):  # a part of a huge page is not taken back
+                backing.madvise(mmap.MADV_DONTNEED, start - region.start, PAGE_SIZE)
 
     def now_ns(self) -> int:
         return self._clock.now_ns()

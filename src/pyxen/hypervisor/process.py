@@ -39,6 +39,7 @@ from pyxen.xenstore.local import Local
 from pyxen.xenstore.ring import Ring
 from pyxen.xenstore.store import Store
 
+_HUGE_BITS = {"2m": 21, "1g": 30}
 _ORDERS = ("poweroff", "reboot", "halt", "suspend")
 
 
@@ -85,7 +86,11 @@ class DomainProcess:
     def _build(self) -> tuple[KvmMachine, Domain]:
         spec = self.spec
         vcpus = spec.most_vcpus
-        memory = build.allocate(spec.most_memory * layout.MIB)
+        memory = build.allocate(
+            spec.most_memory * layout.MIB,
+            huge_bits=_HUGE_BITS.get(spec.config.hugepages or ""),
+            shared=spec.config.memory_sharing,
+        )
         machine = KvmMachine(
             memory,
             vcpus,

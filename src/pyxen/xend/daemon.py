@@ -23,6 +23,7 @@ from pyxen.errors import Conflict, PyxenError
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
 from pyxen.xend import settings as settings_file
+from pyxen.xend.ballooning import Ballooning
 from pyxen.xend.domains import Domains
 from pyxen.xend.events import Events
 from pyxen.xend.http.app import make_app
@@ -153,6 +154,8 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
         )
         migration = Migration(life)
         await recover(life, migration)
+        if settings.balloon:
+            life.spawn(Ballooning(life).run())
         listen = listen or settings.listen
         sockets = listeners(roots, listen)
         relocating = relocation(migration, settings.relocation)

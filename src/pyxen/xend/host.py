@@ -60,6 +60,7 @@ def host_facts(
     names = os.uname()
     cpus = read_cpus(proc, sys)
     memory = read_memory(proc)
+    ksm, page = sys / "kernel/mm/ksm", os.sysconf("SC_PAGE_SIZE")
     return api.Host(
         host=names.nodename,
         release=names.release,
@@ -74,6 +75,9 @@ def host_facts(
         virt_caps=cpus.virt_caps,
         total_memory_mib=memory.get("MemTotal", 0),
         free_memory_mib=memory.get("MemAvailable", 0),
+        sharing_freed_mib=_read_number(ksm / "pages_sharing") * page >> 20,
+        sharing_used_mib=_read_number(ksm / "pages_shared") * page >> 20,
+        sharing=_read_number(ksm / "run") == 1,
         uptime_s=float(_read(proc / "uptime").partition(" ")[0] or 0),
         pyxen_version=__version__,
         domains_running=domains_running,
@@ -174,6 +178,11 @@ def _virt_caps(flags: set[str], sys: Path) -> str:
         "hvm_directio": next((sys / "kernel/iommu_groups").glob("*"), None) is not None,
     }
     return " ".join(word for word, there in has.items() if there)
+
+
+def _read_number(path: Path) -> int:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else 0
 
 
 def _read(path: Path) -> str:

@@ -27,6 +27,7 @@ from pyxen.engine.cgroup import Shares
 from pyxen.engine.choose import choose
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.numa import nodes_near
 from pyxen.engine.placement import resolve
 from pyxen.engine.space import reserve
 from pyxen.engine.topology import read_topology
@@ -148,6 +149,7 @@ class Life:
                 running=list(self.registry.running_specs()),
             )
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
+            spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, record.config))
             directory = await asyncio.to_thread(self._make_directory, spec)
             process = await chosen.start(spec, directory, paused=paused, state=state, late_disks=late_disks)
             warnings += await self.place(record, process)
@@ -175,6 +177,11 @@ class Life:
         host = read_topology()
         resolve(config, host, self.pools.bounds(config.pool, host))
         return engine, engine.check(config)
+
+    def _nodes(self, config: DomainConfig) -> tuple[int, ...]:
+        """Where its memory should come from."""
+        host = read_topology()
+        return nodes_near(resolve(config, host, self.pools.bounds(config.pool, host)), host)
 
     async def place(self, record: Record, process: RunningDomain) -> list[str]:
         """Have the kernel run a domain where, and as much as, its description says.

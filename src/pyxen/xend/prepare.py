@@ -97,6 +97,8 @@ def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: 
 
 def check_memory(config: DomainConfig) -> None:
     """Refuse what can't ever fit; raises ResourceExhausted with both figures."""
+    if config.hugepages is not None:
+        return  # not taken from what is free: the engine has looked into the host's pool
     available = read_memory().get("MemAvailable", 0)
     if config.memory > available:
         raise ResourceExhausted(

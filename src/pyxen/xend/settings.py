@@ -26,6 +26,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After a shutdown request, report a guest that is still there."""
     first_uid: Annotated[int, Meta(ge=1000, le=2**31)] = 200_000
     """As root, domain N's process runs as user ``first_uid + N modulo 60000``."""
+    balloon: bool = False
+    """While the host runs short of memory, take some from domains with ``min_memory``; give it back afterwards."""
+    balloon_low_mib: Annotated[int, Meta(ge=16, le=16 * 1024 * 1024)] = 512
+    """The host runs short when less than this is available."""
+    balloon_high_mib: Annotated[int, Meta(ge=16, le=16 * 1024 * 1024)] = 1024
+    """There is enough again when more than this is."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
 

@@ -128,7 +128,7 @@ def test_the_table_and_the_model_agree() -> None:
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: str(key.name))
 def test_examples_are_right_and_choices_complete(key: Any) -> None:
     assert key.example.startswith(f"{key.name} = ")
-    loaded = load_text(f'image = "tiny"; type = "hvm"; memory = 64; maxmem = 9999\n{key.example}', "x.cfg")
+    loaded = load_text(f'image = "tiny"; type = "hvm"; memory = 64; maxmem = 9216\n{key.example}', "x.cfg")
     usual = getattr(DomainConfig(name=""), key.name)
     assert getattr(loaded.config, key.name) != usual
     for choice in key.choices:

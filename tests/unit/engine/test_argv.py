@@ -51,7 +51,7 @@ def test_a_pvh_domain() -> None:
         *("-chardev", "socket,id=control,fd=9,server=on,wait=off"),
         *("-mon", "chardev=control,mode=control"),
         *("-action", "reboot=shutdown,shutdown=pause,panic=pause,watchdog=pause"),
-        *("-machine", "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off,dump-guest-core=off"),
+        *("-machine", "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off,dump-guest-core=off,mem-merge=off"),
         *("-accel", "tcg,thread=multi"),
         *("-cpu", "max"),
         *("-smp", "cpus=1,maxcpus=1,sockets=1,cores=1,threads=1"),
@@ -78,6 +78,14 @@ def test_a_pvh_domain() -> None:
     ]
 
 
+def test_memory_may_be_huge_or_shared() -> None:
+    words = make(DomainConfig(name="web", memory=64, maxmem=128, hugepages="2m", memory_sharing=True))
+    assert after(words, "-object") == [
+        "memory-backend-memfd,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=128M,hugetlb=on,hugetlbsize=2M"
+    ]
+    assert after(words, "-machine")[0].endswith(",mem-merge=on,memory-backend=pc.ram")
+
+
 def test_an_hvm_domain_boots_as_told() -> None:
     config = DomainConfig(
         name="win",
@@ -94,7 +102,7 @@ def test_an_hvm_domain_boots_as_told() -> None:
         vif=(Vif(mac=MAC, model="e1000"),),
     )
     words = make(config, vnc="127.0.0.1:3")
-    assert after(words, "-machine") == ["pc,vmport=off,usb=on,dump-guest-core=off"]
+    assert after(words, "-machine") == ["pc,vmport=off,usb=on,dump-guest-core=off,mem-merge=off"]
     assert after(words, "-rtc") == ["base=localtime"]
     assert after(words, "-vnc") == ["127.0.0.1:3"]
     assert after(words, "-device") == [

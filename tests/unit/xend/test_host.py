@@ -46,6 +46,9 @@ def sys(tmp_path: Path) -> Path:
     for number in range(2):
         (tmp_path / f"sys/devices/system/node/node{number}").mkdir(parents=True)
     (tmp_path / "sys/kernel/iommu_groups/0").mkdir(parents=True)
+    (tmp_path / "sys/kernel/mm/ksm").mkdir(parents=True)
+    for name, value in (("run", 1), ("pages_sharing", 512), ("pages_shared", 256)):
+        (tmp_path / "sys/kernel/mm/ksm" / name).write_text(f"{value}\n")
     return tmp_path / "sys"
 
 
@@ -58,6 +61,7 @@ def test_host_facts(proc: Path, sys: Path) -> None:
     assert (facts.nr_nodes, facts.cores_per_socket, facts.threads_per_core) == (2, 4, 2)
     assert facts.virt_caps == "hvm hap hvm_directio"
     assert (facts.total_memory_mib, facts.free_memory_mib) == (8192, 4096)
+    assert (facts.sharing, facts.sharing_freed_mib, facts.sharing_used_mib) == (True, 2, 1)
     assert facts.uptime_s == 3600.25
     assert (facts.domains_running, facts.state_root, facts.run_root) == (3, "/s", "/r")
     assert facts.nr_cpus == os.cpu_count()

@@ -18,6 +18,7 @@ from pyxen.engine.qemu.disks import disk_arguments
 
 QBOOT = "/usr/share/qemu/qboot.rom"
 _VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
+_RAM = "pc.ram"
 _SERIAL_CONSOLE = "ttyS0"
 VCPU_ID = "cpu"
 """What a VCPU's number follows in the id of its device."""
@@ -125,7 +126,8 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
         # One thread for all VCPUs beats more threads than there are CPUs, most of all while they wait for each other.
         accelerator = f"tcg,thread={'single' if config.vcpus > facts.host_cpus else 'multi'}"
     return [
-        *("-machine", f"{machine},dump-guest-core=off"),
+        *_huge_memory(spec),
+        *("-machine", f"{machine},dump-guest-core=off,{_memory_words(config)}"),
         *("-accel", accelerator),
         *("-cpu", "host" if kvm else "max"),
         # One core each, so that a VCPU's number is its core's; all but the first have names and can be unplugged.
@@ -134,6 +136,20 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-m", f"size={spec.most_memory_mib}M"),
         *("-rtc", f"base={'localtime' if config.localtime else 'utc'}"),
     ]
+
+
+def _memory_words(config: DomainConfig) -> str:
+    """How the machine's memory is made: equal pages are shared with others only if asked for; QEMU would by itself."""
+    merge = f"mem-merge={'on' if config.memory_sharing else 'off'}"
+    return f"{merge},memory-backend={_RAM}" if config.hugepages else merge
+
+
+def _huge_memory(spec: DomainSpec) -> list[str]:
+    if spec.config.hugepages is None:
+        return []
+    words = f"size={spec.most_memory_mib}M,hugetlb=on,hugetlbsize={spec.config.hugepages.upper()}"
+    # Under the name that memory has otherwise too: it is in the stream of a guest's state.
+    return ["-object", f"memory-backend-memfd,id={_RAM},x-use-canonical-path-for-ramblock-id=off,{words}"]
 
 
 def _vcpus(count: int, accelerator: str) -> list[str]:

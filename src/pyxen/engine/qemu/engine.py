@@ -11,6 +11,7 @@ from pyxen.api import EngineInfo
 from pyxen.config.model import Accelerator, DomainConfig, DomainType
 from pyxen.engine.contract import DomainSpec, RunningDomain
 from pyxen.engine.domain import reap
+from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
 from pyxen.engine.qemu.disks import check_disks
@@ -90,6 +91,7 @@ class QemuEngine:
             raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
         if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
             raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
+        check_hugepages(config)
         return [*check_disks(config), *check_networks(config)]
 
     async def start(

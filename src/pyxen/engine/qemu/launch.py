@@ -81,6 +81,7 @@ def launch(
                 ],
                 stderr=directory / "stderr",
                 pass_fds=descriptors.fds,
+                nodes=spec.nodes,
             )
         write_pid(directory, pid)
         if (group := cgroup.enter(spec.uuid, pid)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pyxen.hypervisor.memory import PAGE_SIZE, BadAddress, GuestMemory
 from pyxen.image import elf
 
 _MAP_NORESERVE: Final = 0x4000
+_MAP_HUGETLB: Final = 0x40000
+_MAP_HUGE_SHIFT: Final = 26
 _EXECUTABLE: Final = 1
 _GUEST_OS, _HYPERCALL_PAGE = 6, 2  # Xen's ELF notes
 
@@ -33,24 +36,30 @@ class Built:
     """Of the kernel: 64 or 32."""
 
 
-def allocate(size: int) -> GuestMemory:
+def allocate(size: int, *, huge_bits: int | None = None, shared: bool = False) -> GuestMemory:
     """Zeroed memory for a domain: its RAM, the ACPI tables' and the special pages. Raises ResourceExhausted.
 
-    The host gives a page when it is first used, and gets it back by madvise(MADV_DONTNEED).
+    The host gives a page when it is first used, and gets it back by madvise(MADV_DONTNEED). With ``huge_bits`` RAM is
+    in pages of so many address bits, from the host's pool; with ``shared`` the host may keep equal pages once.
     """
-    pieces = [*layout.ram(size), (layout.ACPI, layout.ACPI_SIZE), (layout.SPECIAL, layout.SPECIAL_PAGES * PAGE_SIZE)]
-    return GuestMemory((address, pages(length)) for address, length in pieces)
+    others = [(layout.ACPI, layout.ACPI_SIZE), (layout.SPECIAL, layout.SPECIAL_PAGES * PAGE_SIZE)]
+    ram = [(address, pages(length, huge_bits=huge_bits, shared=shared)) for address, length in layout.ram(size)]
+    return GuestMemory([*ram, *((address, pages(length)) for address, length in others)])
 
 
-def pages(length: int) -> mmap.mmap:
+def pages(length: int, *, huge_bits: int | None = None, shared: bool = False) -> mmap.mmap:
     """``length`` zeroed bytes of the host's memory. Raises ResourceExhausted."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    flags |= _MAP_NORESERVE if huge_bits is None else _MAP_HUGETLB | huge_bits << _MAP_HUGE_SHIFT
     try:
         found = mmap.mmap(-1, length, flags=flags)
     except OSError as error:
         raise ResourceExhausted(f"the host has no {length >> 20} MiB for the domain: {error.strerror}") from error
-    if length >= 2 * layout.MIB:
+    if huge_bits is None and length >= 2 * layout.MIB:
         found.madvise(mmap.MADV_HUGEPAGE)
+    if shared:
+        with contextlib.suppress(OSError):  # a kernel without KSM
+            found.madvise(mmap.MADV_MERGEABLE)
     found.madvise(mmap.MADV_DONTDUMP)
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyxen.abi import start_info as abi
-from pyxen.errors import ConfigError, Unsupported
+from pyxen.errors import ConfigError, ResourceExhausted, Unsupported
 from pyxen.hypervisor.builder import acpi, layout
 from pyxen.hypervisor.builder.build import Built, allocate, build, memory_map
 from pyxen.hypervisor.builder.hypercall_sites import trap
@@ -32,6 +32,34 @@ def test_the_kernel_is_loaded_and_its_hypercalls_are_rewritten(tmp_path: Path) -
     assert (found.entry, found.bits) == (LOAD_AT, 64)
     assert found.memory.read(LOAD_AT, 3) == found.memory.read(LOAD_AT + 16, 3) == trap()
     assert found.memory.read(LOAD_AT + 3, 13) == jumping_pair()[3:16]
+
+
+def mergeable_kib() -> int:
+    """How much of this process's memory the kernel may share, by its own word."""
+    found, size = 0, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1])
+        elif line.startswith("VmFlags:") and "mg" in line.split():
+            found += size
+    return found
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/ksm").exists(), reason="this kernel has no KSM")
+def test_equal_pages_are_shared_only_if_asked_for() -> None:
+    private = allocate(8 << 20)
+    assert mergeable_kib() == 0
+    shared = allocate(8 << 20, shared=True)
+    assert mergeable_kib() == 8 << 10
+    assert len(private.regions) == len(shared.regions)
+
+
+def test_huge_pages_come_from_the_hosts_pool_or_not_at_all() -> None:
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+    if not pool.exists() or pool.read_text() != "0\n":
+        pytest.skip("this host has huge pages of 1 GiB")
+    with pytest.raises(ResourceExhausted, match="the host has no 1024 MiB for the domain"):
+        allocate(1 << 30, huge_bits=30)
 
 
 def test_the_start_information_leads_to_everything(tmp_path: Path) -> None:
