@@ -25,6 +25,8 @@ class Placement:
     """Of each VCPU that the domain can have."""
     others: frozenset[int] | None = None
     """Of the process's other threads."""
+    astray: tuple[int, ...] = ()
+    """VCPUs that have the whole pool, since the pool has none of the CPUs that they were pinned to."""
 
     @property
     def free(self) -> bool:
@@ -48,11 +50,14 @@ def resolve(config: DomainConfig, host: Topology, pool: frozenset[int] | None) -
     count = max(config.vcpus, config.maxvcpus or 0)
     lists = config.cpus * count if len(config.cpus) == 1 else config.cpus[:count]
     vcpus: list[frozenset[int] | None] = []
+    astray: list[int] = []
     for number, text in enumerate(lists):
         cpus = meant(text, host, number)
+        if pool is not None and not cpus & pool:
+            astray.append(number)
         vcpus.append(cpus if pool is None else cpus & pool or pool)
     vcpus += [pool] * (count - len(vcpus))
-    return Placement(tuple(vcpus), pool)
+    return Placement(tuple(vcpus), pool, tuple(astray))
 
 
 def meant(text: str, host: Topology, vcpu: int | None = None) -> frozenset[int]:

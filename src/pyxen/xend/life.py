@@ -22,6 +22,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from pyxen.api import ShutdownReason
+from pyxen.config.cpulist import ranges
 from pyxen.config.model import Action, DomainConfig
 from pyxen.engine.cgroup import Shares
 from pyxen.engine.choose import choose
@@ -192,6 +193,11 @@ class Life:
         host = await asyncio.to_thread(read_topology)
         placement = resolve(config, host, self.pools.bounds(config.pool, host))
         await process.place(placement)
+        if placement.astray:
+            warnings.append(
+                f"VCPU {ranges(placement.astray)} of '{record.name}' is pinned to CPUs that {config.pool} lacks, "
+                "and runs on all of the pool's"
+            )
         if len(set(placement.vcpus)) > 1 and process.one_thread:
             warnings.append(
                 "QEMU has one thread for all VCPUs of a domain that has more than the host; "

@@ -45,7 +45,7 @@ def test_one_list_is_for_all_and_several_are_for_one_each() -> None:
 
 def test_a_pool_bounds_every_thread() -> None:
     placement = resolve(config("0-4", "0"), HOST, of(4, 5))
-    assert placement == Placement((of(4), of(4, 5)), of(4, 5))
+    assert placement == Placement((of(4), of(4, 5)), of(4, 5), astray=(1,))
     assert resolve(config(), HOST, of(4, 5)) == Placement((of(4, 5),) * 2, of(4, 5))
 
 

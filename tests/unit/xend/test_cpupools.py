@@ -102,6 +102,10 @@ async def test_domains_run_where_their_pool_is(boot: Boot) -> None:
     moved = await calls.migrate("web", api.SetPoolRequest("Pool-0"))
     assert moved.config is not None and moved.config.pool == "Pool-0"
     assert xend.process("web").placement.vcpus[0] == frozenset({0})
+    assert moved.warnings == ["VCPU 1 of 'web' is pinned to CPUs that Pool-0 lacks, and runs on all of the pool's"]
+    moved = await calls.migrate("web", api.SetPoolRequest("fast"))
+    assert moved.warnings == ["VCPU 0-1 of 'web' is pinned to CPUs that fast lacks, and runs on all of the pool's"]
+    await calls.migrate("web", api.SetPoolRequest("Pool-0"))
     xend.process("web").control("reboot")
     await until(lambda: running_as(xend, "web", 3))
     assert others(xend) == {0, 1, 2, 3, 6, 7}
