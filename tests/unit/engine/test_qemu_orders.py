@@ -128,7 +128,7 @@ async def test_a_vcpu_that_goes_though_it_is_wanted_again_comes_back(lab: Lab) -
     await domain.set_vcpus(3)
     assert lab.monitor.orders == [("device_del", {"id": "cpu2"})]
     lab.monitor.event("DEVICE_DELETED", device="cpu2", path="/machine/peripheral/cpu2")
-    await until(lambda: plug(2) in lab.monitor.orders)
+    await until(lambda: plug(2) in lab.monitor.orders and 2 in domain.online)
 
 
 async def test_asking_twice_for_the_same_is_no_error(lab: Lab) -> None:
