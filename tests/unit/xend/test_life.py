@@ -66,7 +66,7 @@ async def test_a_used_name_is_refused_also_while_it_is_being_built(boot: Boot) -
 async def test_a_console_can_be_waited_for_while_its_domain_is_being_built(boot: Boot) -> None:
     xend = await boot()
     building = asyncio.create_task(create(xend))
-    await until(lambda: xend.life.registry.named("web"))
+    await until(lambda: (found := xend.life.registry.named("web")) and found.phase is Phase.BUILDING)
     with pytest.raises(Conflict):
         xend.domains.console("web")
     await xend.domains.built("web")
