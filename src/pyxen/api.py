@@ -29,6 +29,12 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/sysrq      SysrqRequest → 202 Domain
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
+    POST   /v1/domains/{domain}/snapshots  SnapshotRequest → 201 Snapshot    (when it is whole)
+    GET    /v1/domains/{domain}/snapshots  SnapshotList
+    POST   /v1/domains/{domain}/snapshots/{snapshot}/revert RevertRequest → Domain
+    DELETE /v1/domains/{domain}/snapshots/{snapshot} 204
+    POST   /v1/domains/{domain}/clone      CloneRequest → 201 Domain
+    GET    /v1/snapshots                   SnapshotList, all domains'
     WS     /v1/domains/{domain}/console    see below
     WS     /v1/domains/{domain}/agent      a command or a file of the guest, see below
     GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
@@ -380,6 +386,43 @@ class PeerRequest(Struct, forbid_unknown_fields=True):
     certificate: Annotated[str, Meta(max_length=65536)]
 
 
+class SnapshotRequest(Struct, forbid_unknown_fields=True):
+    name: Name
+
+
+class Snapshot(Struct):
+    """A domain's memory and writable disks as they were at one moment."""
+
+    name: str
+    domain: str
+    """Its name; it may be gone."""
+    uuid: str
+    """The domain's."""
+    created_at: float
+    disks: list[str]
+    """The disks in it, by vdev."""
+    disk_bytes: int
+    """What it takes on the disk; copies by reference are counted in full."""
+
+
+class SnapshotList(Struct):
+    snapshots: list[Snapshot]
+    """The oldest first."""
+
+
+class RevertRequest(Struct, forbid_unknown_fields=True):
+    paused: bool = False
+
+
+class CloneRequest(Struct, forbid_unknown_fields=True):
+    name: Name
+    snapshot: str | None = None
+    """None: what the domain is now."""
+    paused: bool = False
+    managed: bool = False
+    """Keep it when it stops."""
+
+
 class EngineInfo(Struct):
     name: str
     available: bool
@@ -490,8 +533,8 @@ class Event(Struct, omit_defaults=True):
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
     -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped, -preserved,
-    -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended, -deleted;
-    image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
+    -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended, -deleted,
+    -reverted, -cloned; snapshot-created, -removed; image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
     ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None

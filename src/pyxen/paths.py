@@ -58,6 +58,11 @@ class Roots:
         return self.state / "disks"
 
     @property
+    def snapshots(self) -> Path:
+        """Snapshots of domains, in a folder for each UUID."""
+        return self.state / "snapshots"
+
+    @property
     def kernels(self) -> Path:
         """Cache of unpacked kernels, named by the digest of the packed file."""
         return self.state / "kernels"

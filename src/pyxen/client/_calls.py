@@ -275,6 +275,35 @@ def remove_peer(name: str) -> Call[None]:
     return Call("DELETE", f"/v1/peers/{quote(name, safe='')}", type(None))
 
 
+def snapshots(ref: str | None) -> Call[api.SnapshotList]:
+    return Call("GET", _domain_path(ref, "snapshots") if ref else "/v1/snapshots", api.SnapshotList, ref=ref)
+
+
+def create_snapshot(ref: str, name: str) -> Call[api.Snapshot]:
+    body = msgspec.json.encode(api.SnapshotRequest(name))
+    return Call("POST", _domain_path(ref, "snapshots"), api.Snapshot, body, ref, slow=True)
+
+
+def revert(ref: str, snapshot: str, *, paused: bool) -> Call[api.Domain]:
+    body = msgspec.json.encode(api.RevertRequest(paused=paused))
+    return Call("POST", _snapshot_path(ref, snapshot) + "/revert", api.Domain, body, ref, slow=True)
+
+
+def remove_snapshot(ref: str, snapshot: str) -> Call[None]:
+    return Call("DELETE", _snapshot_path(ref, snapshot), type(None), ref=ref)
+
+
+def _snapshot_path(ref: str, snapshot: str) -> str:
+    if snapshot in ("", ".", "..") or "/" in snapshot:
+        raise NotFound(f"Domain '{ref}' has no snapshot '{snapshot}'", hint="See what there is: xm snapshot list")
+    return _domain_path(ref, "snapshots/") + quote(snapshot, safe="")
+
+
+def clone(ref: str, name: str, snapshot: str | None, *, paused: bool, managed: bool) -> Call[api.Domain]:
+    body = msgspec.json.encode(api.CloneRequest(name, snapshot, paused=paused, managed=managed))
+    return Call("POST", _domain_path(ref, "clone"), api.Domain, body, ref, slow=True)
+
+
 def pause(ref: str) -> Call[api.Domain]:
     return _post(ref, "pause")
 

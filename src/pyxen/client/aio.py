@@ -121,6 +121,27 @@ class AsyncClient:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return await self._call(_calls.set_credit(ref, weight, cap))
 
+    async def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+        """A domain's snapshots, or all, the oldest first."""
+        return (await self._call(_calls.snapshots(ref))).snapshots
+
+    async def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+        """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
+        return await self._call(_calls.create_snapshot(ref, name))
+
+    async def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> api.Domain:
+        """Take a domain back to a snapshot, whether it runs or not."""
+        return await self._call(_calls.revert(ref, snapshot, paused=paused))
+
+    async def remove_snapshot(self, ref: str, snapshot: str) -> None:
+        await self._call(_calls.remove_snapshot(ref, snapshot))
+
+    async def clone(
+        self, ref: str, name: str, snapshot: str | None = None, *, paused: bool = False, managed: bool = False
+    ) -> api.Domain:
+        """Start a new domain from a snapshot, or from what a running domain is now."""
+        return await self._call(_calls.clone(ref, name, snapshot, paused=paused, managed=managed))
+
     async def set_pool(self, ref: str, pool: str) -> api.Domain:
         """Move a domain to another CPU pool."""
         return await self._call(_calls.set_pool(ref, pool))

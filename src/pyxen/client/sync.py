@@ -118,6 +118,27 @@ class Client:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return self._call(_calls.set_credit(ref, weight, cap))
 
+    def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+        """A domain's snapshots, or all, the oldest first."""
+        return self._call(_calls.snapshots(ref)).snapshots
+
+    def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+        """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
+        return self._call(_calls.create_snapshot(ref, name))
+
+    def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> api.Domain:
+        """Take a domain back to a snapshot, whether it runs or not."""
+        return self._call(_calls.revert(ref, snapshot, paused=paused))
+
+    def remove_snapshot(self, ref: str, snapshot: str) -> None:
+        self._call(_calls.remove_snapshot(ref, snapshot))
+
+    def clone(
+        self, ref: str, name: str, snapshot: str | None = None, *, paused: bool = False, managed: bool = False
+    ) -> api.Domain:
+        """Start a new domain from a snapshot, or from what a running domain is now."""
+        return self._call(_calls.clone(ref, name, snapshot, paused=paused, managed=managed))
+
     def set_pool(self, ref: str, pool: str) -> api.Domain:
         """Move a domain to another CPU pool."""
         return self._call(_calls.set_pool(ref, pool))

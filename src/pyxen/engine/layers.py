@@ -51,7 +51,7 @@ def _open_layers(disk: Disk, descriptors: Descriptors) -> Iterable[Layer]:
         try:
             block_device = stat.S_ISBLK(Path(path).stat().st_mode)
             yield Layer(descriptors.open(path, writable=writable), format, block_device)
-            below = _backing(path) if format == DiskFormat.QCOW2.value else None
+            below = backing(path) if format == DiskFormat.QCOW2.value else None
         except OSError as error:
             raise EngineError(f"disk {disk.vdev}: cannot open {path}: {error.strerror}") from error
         if below is None:
@@ -61,7 +61,7 @@ def _open_layers(disk: Disk, descriptors: Descriptors) -> Iterable[Layer]:
         depth += 1
 
 
-def _backing(path: str) -> tuple[str, str] | None:
+def backing(path: str) -> tuple[str, str] | None:
     """Path and format of the image below a qcow2 one; None if it stands alone. Raises ConfigError, OSError."""
     with Path(path).open("rb") as file:
         header = file.read(4096)

@@ -238,6 +238,8 @@ class XenEngine:
     async def start(
         self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
     ) -> RunningDomain:
+        if template is not None:
+            raise Unsupported("a guest of the Xen engine shares its memory with no other")
         if state is not None and spec.machine != _MACHINE:
             raise Unsupported(
                 f"'{spec.config.name}' was saved in the form {spec.machine}, this pyxen reads {_MACHINE}",

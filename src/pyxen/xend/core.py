@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyxen.xend.events import Events
     from pyxen.xend.migration import Migration
     from pyxen.xend.scheduling import Scheduling
+    from pyxen.xend.snapshots import Snapshots
     from pyxen.xend.xenstore import Xenstore
 
 
@@ -80,6 +81,15 @@ class Core(Protocol):
         ...
 
     async def restore(self, request: api.RestoreRequest) -> api.Domain: ...
+
+    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain: ...
+
+    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
+        """Returns when the clone runs and its source goes on."""
+        ...
+
+    @property
+    def snapshots(self) -> Snapshots: ...
 
     async def built(self, ref: str) -> None:
         """Return when the domain is not, or no longer, being built (at its start or restart)."""

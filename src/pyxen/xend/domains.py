@@ -17,6 +17,7 @@ from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenE
 from pyxen.xend import host
 from pyxen.xend.agent import Agents
 from pyxen.xend.belongings import respelled, taken_along, variables
+from pyxen.xend.clones import Clones
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.dump import write_core
@@ -28,6 +29,7 @@ from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, now
 from pyxen.xend.saving import Saving
 from pyxen.xend.scheduling import Scheduling
+from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
@@ -43,6 +45,8 @@ class Domains:
         self._ring = ring
         self.events = life.events
         self._saving = Saving(life)
+        self.snapshots = Snapshots(life)
+        self._clones = Clones(life, self.snapshots)
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
@@ -226,6 +230,7 @@ class Domains:
             await self._life.store.delete(record.uuid)
             variables(record.name, self._life.roots).unlink(missing_ok=True)
             self._registry.forget(record.uuid)
+            await asyncio.to_thread(self.snapshots.forget, record.uuid)
             self._life.tell("domain-deleted", record)
 
     async def set_vcpus(self, ref: str, count: int) -> api.Domain:
@@ -318,6 +323,12 @@ class Domains:
         record, warnings = await self._saving.restore(request)
         self.agent.tell_soon(self._records.running(record))
         return self._with_warnings(record, warnings)
+
+    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain:
+        return self._with_warnings(*await self.snapshots.revert(ref, snapshot, request))
+
+    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
+        return self._with_warnings(*await self._clones.clone(ref, request))
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
         """Run the builder as a process of its own: it takes minutes, needs no xend, and can be ended."""

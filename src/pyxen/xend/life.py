@@ -372,6 +372,22 @@ class Life:
             self.registry.forget(record.uuid)
             await self.store.delete(record.uuid)
 
+    async def take_down(self, record: Record, intended: str) -> None:
+        """End a domain's process, if it has one, so that it can be built from something else.
+
+        The store says *building* from here on, and in ``intended`` for what: a later xend goes on with that.
+        """
+        self.registry.records[record.uuid] = record
+        try:
+            await self.records.change(record, phase=Phase.BUILDING, origin=Origin.RESTART, intended=intended)
+        except BaseException:
+            if record.domid is None and not record.managed:
+                self.registry.forget(record.uuid)
+            raise
+        if (live := self.registry.live.get(record.uuid)) is not None:
+            await live.process.destroy()
+        await self._release(record, ShutdownReason.DESTROYED)
+
     async def _restart(self, record: Record, *, asked: bool) -> None:
         """Start the domain again, under a new id; refuse one that stops as soon as it has started."""
         if not asked and self._too_fast(record):

@@ -14,7 +14,7 @@ import msgspec
 from pyxen.api import ShutdownReason
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
-from pyxen.xend import saving
+from pyxen.xend import saving, snapshot_files, snapshots
 from pyxen.xend.life import Life
 from pyxen.xend.migration import Migration
 from pyxen.xend.store import Origin, Phase, Record
@@ -41,12 +41,15 @@ async def recover(life: Life, migration: Migration) -> None:
             case Phase.HALTED:
                 pass
     await asyncio.to_thread(_sweep_orphans, life)
+    await asyncio.to_thread(snapshot_files.sweep, life)
 
 
 async def _finish_or_undo(life: Life, record: Record) -> None:
     if record.domid is not None:
         await asyncio.to_thread(life.sweep, life.directory(record.domid))
-    if record.origin is Origin.RESTART:
+    if record.origin is Origin.RESTART and (record.intended or "").startswith(snapshots.KINDS):
+        life.spawn(snapshots.Snapshots(life).finish(record))
+    elif record.origin is Origin.RESTART:
         life.spawn(_rebuild(life, record))
     else:
         life.log.warning("half-made domain removed", name=record.name, domid=record.domid)
@@ -86,7 +89,10 @@ async def _find_again(life: Life, migration: Migration, record: Record, *, same_
     life.adopt(record, spec, process)
     if process.stopped is not None or record.intended is None:
         return
-    life.spawn(_repeat_order(life, migration, record, process))
+    if record.intended.startswith(snapshots.KINDS):
+        life.spawn(snapshots.Snapshots(life).finish(record))
+    else:
+        life.spawn(_repeat_order(life, migration, record, process))
 
 
 async def _repeat_order(life: Life, migration: Migration, record: Record, process: RunningDomain) -> None:

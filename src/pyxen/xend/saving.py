@@ -68,7 +68,7 @@ class Saving:
                 kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_still else "go-on"
                 await self._records.change(record, intended=f"{kind} {save_id} {after} {path}")
                 await live.process.freeze()
-                size = await _stream(live, head, fd)
+                size = await write_state(live, head, fd)
                 await asyncio.to_thread(_name, part, path)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -122,8 +122,7 @@ class Saving:
         return record, warnings
 
     async def _load(self, record: Record, head: saved.Head, path: Path, start: int, *, paused: bool) -> list[str]:
-        out, into = os.pipe2(os.O_CLOEXEC)
-        pump = asyncio.create_task(asyncio.to_thread(_pump, path, start, into))
+        out, pump = reader(path, start)
         try:
             return await self._life.build(
                 record,
@@ -204,7 +203,7 @@ def _name(part: Path, path: Path) -> None:
         raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
 
 
-async def _stream(live: Live, head: saved.Head, fd: int) -> int:
+async def write_state(live: Live, head: saved.Head, fd: int) -> int:
     """Have the monitor write, and the file take it; returns the file's length."""
     out, into = os.pipe2(os.O_CLOEXEC)
 
@@ -227,6 +226,13 @@ async def _stream(live: Live, head: saved.Head, fd: int) -> int:
     if problem is not None:
         raise problem
     return size
+
+
+def reader(path: Path, start: int | None = None) -> tuple[int, asyncio.Task[None]]:
+    """A pipe from which a saved state can be read, and the task that fills it until the reading end is closed."""
+    begin = saved.read_head(path)[1] if start is None else start
+    out, into = os.pipe2(os.O_CLOEXEC)
+    return out, asyncio.create_task(asyncio.to_thread(_pump, path, begin, into))
 
 
 def _pump(path: Path, start: int, into: int) -> None:

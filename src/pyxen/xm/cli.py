@@ -47,6 +47,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Saved domains": {
         "save": "Save a domain's state to a file.",
         "restore": "Start a domain from its saved state.",
+        "snapshot": "Take, list and remove snapshots of domains, and go back to one.",
+        "clone": "Start a copy of a domain, as it is or as it was.",
     },
     "Other hosts": {
         "migrate": "Move a running domain to another host.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, VcpuList
+from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, Snapshot, VcpuList
 from pyxen.config.cpulist import ranges
 
 Paint = Callable[[str], str]
@@ -156,3 +156,12 @@ def images(listed: Iterable[Image]) -> Iterator[str]:
     for each in listed:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.created_at))
         yield f"{each.name:<20} {each.kind:<8} {each.size_bytes / 2**20:>9.1f} {created:<16} {each.kernel_release}"
+
+
+def snapshots(listed: Iterable[Snapshot]) -> Iterator[str]:
+    """xm snapshot list."""
+    yield f"{'Domain':<20} {'Snapshot':<20} {'Created':<16} {'Size(MiB)':>9} Disks"
+    for each in listed:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.created_at))
+        disks = ",".join(each.disks) or "-"
+        yield f"{each.domain:<20} {each.name:<20} {created:<16} {each.disk_bytes / 2**20:>9.1f} {disks}"

@@ -22,6 +22,8 @@ from pyxen.api import (
     Problem,
     Progress,
     SavedState,
+    Snapshot,
+    SnapshotList,
     Trigger,
 )
 from pyxen.client import Address, Client, DomainNotFound, find_address
@@ -374,3 +376,20 @@ def test_tcp_sends_the_token() -> None:
         thread.join()
     assert b"Authorization: Bearer secret\r\n" in seen[0]
     assert b"Host: 127.0.0.1:%d\r\n" % port in seen[0]
+
+
+def test_snapshots_and_clones(stub: Stub, client: Client) -> None:
+    taken = Snapshot("a+b", "web", "u", 0.0, [], 0)
+    stub.answers["POST /v1/domains/web/snapshots"] = taken
+    stub.answers["GET /v1/domains/web/snapshots"] = SnapshotList([taken])
+    stub.answers["GET /v1/snapshots"] = SnapshotList([])
+    stub.answers["POST /v1/domains/web/snapshots/a%2Bb/revert"] = WEB
+    stub.answers["DELETE /v1/domains/web/snapshots/a%2Bb"] = (204, b"")
+    stub.answers["POST /v1/domains/web/clone"] = (201, msgspec.json.encode(WEB))
+    assert client.create_snapshot("web", "a+b") == taken
+    assert (client.snapshots("web"), client.snapshots()) == ([taken], [])
+    assert client.revert("web", "a+b").name == "web"
+    client.remove_snapshot("web", "a+b")
+    assert client.clone("web", "two", "a+b", managed=True).name == "web"
+    with pytest.raises(errors.NotFound, match="has no snapshot"):
+        client.revert("web", "a/b")

@@ -217,6 +217,25 @@ class FakeClient(Client):
     def remove_peer(self, name: str) -> None:
         self.orders.append(("remove-peer", name))
 
+    def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+        self.orders.append(("snapshots", ref))
+        return [api.Snapshot("base", "web", "u", 0.0, ["xvda", "xvdb"], 3 * 2**20)]
+
+    def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+        self._order("create_snapshot", ref, name)
+        return self.snapshots()[0]
+
+    def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> Domain:
+        return self._order("revert", ref, snapshot, paused)
+
+    def remove_snapshot(self, ref: str, snapshot: str) -> None:
+        self._order("remove_snapshot", ref, snapshot)
+
+    def clone(
+        self, ref: str, name: str, snapshot: str | None = None, *, paused: bool = False, managed: bool = False
+    ) -> Domain:
+        return self._order("clone", ref, name, snapshot, paused, managed)
+
     def delete(self, ref: str) -> None:
         self._order("delete", ref)
 

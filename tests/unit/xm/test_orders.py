@@ -107,6 +107,31 @@ def test_what_a_host_can_not_do_is_said(xm: Xm) -> None:
     assert xm("vcpu-pin", "web", "0", "1") == (0, "", "Warning: one thread\n")
 
 
+def test_snapshots_and_clones(xm: Xm, fake: FakeClient) -> None:
+    assert xm("snapshot", "create", "web", "base") == (0, "", "")
+    assert xm("snapshot", "revert", "-p", "web", "base") == (0, "", "")
+    assert xm("snapshot", "rm", "web", "base", "old") == (0, "", "")
+    assert xm("snapshot", "rm", "web").status == 2
+    assert xm("clone", "web", "two").out == "Started domain web (id=3)\n"
+    assert xm("clone", "-q", "-m", "-p", "-s", "base", "web", "three").out == ""
+    assert [order for order in fake.orders if order[0] != "snapshots"] == [
+        ("create_snapshot", "web", "base"),
+        ("revert", "web", "base", True),
+        ("remove_snapshot", "web", "base"),
+        ("remove_snapshot", "web", "old"),
+        ("clone", "web", "two", None, False, False),
+        ("clone", "web", "three", "base", True, True),
+    ]
+
+
+def test_the_snapshots_are_listed(xm: Xm, fake: FakeClient) -> None:
+    first, second = xm("snapshot", "list", "web").out.splitlines()
+    assert first.split() == ["Domain", "Snapshot", "Created", "Size(MiB)", "Disks"]
+    assert second.split() == ["web", "base", "1970-01-01", "00:00", "3.0", "xvda,xvdb"]
+    assert json.loads(xm("snapshot", "list", "--format", "json").out)["snapshots"][0]["disks"] == ["xvda", "xvdb"]
+    assert fake.orders == [("snapshots", "web"), ("snapshots", None)]
+
+
 def test_save_and_restore_name_files_in_full(xm: Xm, fake: FakeClient, here: Path) -> None:
     assert xm("save", "-c", "web", "web.saved").out == ""
     assert xm("restore", "-p", "web.saved").out == ""

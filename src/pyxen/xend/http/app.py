@@ -23,6 +23,7 @@ from pyxen.xend.http import (
     routes_images,
     routes_migration,
     routes_scheduling,
+    routes_snapshots,
     routes_trace,
     routes_xenstore,
 )
@@ -55,6 +56,7 @@ def make_operations(version: str, log_path: Path) -> Sequence[Operation]:
         *routes_domains.OPERATIONS,
         *routes_images.OPERATIONS,
         *routes_scheduling.OPERATIONS,
+        *routes_snapshots.OPERATIONS,
         *routes_cpupools.OPERATIONS,
         *routes_migration.OPERATIONS,
         *routes_trace.OPERATIONS,

@@ -22,6 +22,7 @@ _PARTS = {
     "peer": "another host's name here",
     "image": "an image's name",
     "pool": "a CPU pool's name",
+    "snapshot": "a snapshot's name",
 }
 _ANY_ERRORS = (400, 401, 403, 500, 503)
 _BODY_ERRORS = (413, 415)

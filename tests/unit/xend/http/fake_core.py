@@ -27,6 +27,7 @@ from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.scheduling import Scheduling
+from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
 
@@ -129,6 +130,36 @@ class FakeMigration:
         self.peers = Peers(core.folder / "peers")
 
 
+class FakeSnapshots(Snapshots):
+    """Names by domain."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self._taken: dict[str, builtins.list[str]] = {}
+
+    def listed(self, ref: str | None = None) -> api.SnapshotList:
+        domains = self._taken if ref is None else [self._core.get(ref).name]
+        return api.SnapshotList([self._one(name, each) for name in domains for each in self._taken.get(name, ())])
+
+    async def create(self, ref: str, request: api.SnapshotRequest) -> api.Snapshot:
+        taken = self._taken.setdefault(self._core.get(ref).name, [])
+        if request.name in taken:
+            raise Conflict(f"'{ref}' has a snapshot '{request.name}' already")
+        taken.append(request.name)
+        return self._one(ref, request.name)
+
+    async def remove(self, ref: str, name: str) -> None:
+        self.must_have(ref, name)
+        self._taken[self._core.get(ref).name].remove(name)
+
+    def must_have(self, ref: str, name: str) -> None:
+        if name not in self._taken.get(self._core.get(ref).name, ()):
+            raise NotFound(f"Domain '{ref}' has no snapshot '{name}'")
+
+    def _one(self, ref: str, name: str) -> api.Snapshot:
+        return api.Snapshot(name, ref, self._core.get(ref).uuid, 0.0, [], 0)
+
+
 class FakeCore:
     """Implements pyxen.xend.core.Core."""
 
@@ -140,6 +171,7 @@ class FakeCore:
         self.scheduling = FakeScheduling(self)
         self.cpupools = FakeCpuPools(self)
         self.agent = FakeAgents(self)
+        self.snapshots = FakeSnapshots(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
         self.inotify: Inotify | None = None
@@ -261,6 +293,17 @@ class FakeCore:
 
     async def restore(self, request: api.RestoreRequest) -> api.Domain:
         raise NotFound(f"{request.path} does not exist")
+
+    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain:
+        self.snapshots.must_have(ref, snapshot)
+        return self._become(ref, PowerState.PAUSED if request.paused else PowerState.RUNNING)
+
+    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
+        if request.snapshot is not None:
+            self.snapshots.must_have(ref, request.snapshot)
+        if any(each.name == request.name for each in self.domains.values()):
+            raise Conflict(f"Domain '{request.name}' already exists")
+        return self._add(msgspec.structs.replace(self.get(ref).config or DomainConfig(name=ref), name=request.name))
 
     def console(self, ref: str) -> Console:
         domain = self.get(ref)

@@ -100,6 +100,27 @@ async def test_cpu_pools(client: httpx2.AsyncClient, core: FakeCore) -> None:
     assert (await client.delete("/v1/cpupools/fast")).status_code == 404
 
 
+async def test_snapshots_and_clones(client: httpx2.AsyncClient, core: FakeCore) -> None:
+    core.add("web")
+    for path, body, status in [
+        ("snapshots", {"name": "base"}, 201),
+        ("snapshots", {"name": "base"}, 409),
+        ("snapshots", {"name": "../base"}, 400),
+        ("snapshots/base/revert", {"paused": True}, 200),
+        ("snapshots/none/revert", None, 404),
+        ("clone", {"name": "two", "snapshot": "base"}, 201),
+        ("clone", {"name": "two"}, 409),
+        ("clone", {"name": "three", "snapshot": "none"}, 404),
+    ]:
+        answer = await client.post(f"/v1/domains/web/{path}", json=body)
+        assert answer.status_code == status, (path, body, answer.text)
+    for path in ("/v1/snapshots", "/v1/domains/web/snapshots"):
+        assert [each["name"] for each in (await client.get(path)).json()["snapshots"]] == ["base"]
+    assert (await client.delete("/v1/domains/web/snapshots/base")).status_code == 204
+    assert (await client.delete("/v1/domains/web/snapshots/base")).status_code == 404
+    assert (await client.get("/v1/domains/none/snapshots")).status_code == 404
+
+
 async def test_the_list_begins_with_domain_0(client: httpx2.AsyncClient, core: FakeCore) -> None:
     core.add("b")
     core.add("a")

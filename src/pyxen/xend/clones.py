@@ -1,0 +1,164 @@
+"""Clones: new domains that go on from where another one is, or from a snapshot of it, with disks of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid as uuids
+from pathlib import Path
+
+import msgspec
+
+from pyxen import api
+from pyxen.config.model import Disk, DiskFormat, DomainConfig
+from pyxen.errors import PyxenError, Unsupported
+from pyxen.xend import saving
+from pyxen.xend.belongings import root_layer, variables
+from pyxen.xend.copies import copy_disk
+from pyxen.xend.life import Life
+from pyxen.xend.prepare import make_mac
+from pyxen.xend.registry import now
+from pyxen.xend.snapshot_files import DESCRIPTION, STATE, VARIABLES, Description, check, discard
+from pyxen.xend.snapshots import Snapshots
+from pyxen.xend.store import Origin, Record
+
+_SAME = (
+    "its guest goes on with the source's clock, host name and random numbers ahead, until it sets them anew: "
+    "make no keys in it before"
+)
+
+
+class Clones:
+    """Makes domains out of others."""
+
+    def __init__(self, life: Life, snapshots: Snapshots) -> None:
+        self._life = life
+        self._snapshots = snapshots
+
+    async def clone(self, ref: str, request: api.CloneRequest) -> tuple[Record, list[str]]:
+        """Start a domain from a snapshot, or (without one) from what the source is now; the source goes on.
+
+        Raises PyxenError; then nothing is left of the clone.
+        """
+        self._life.records.check_free(request.name, None)
+        if request.snapshot is not None:
+            folder, description = await asyncio.to_thread(self._snapshots.find, ref, request.snapshot)
+            async with self._life.registry.lock(description.uuid):
+                return await self._start(folder, description, request)
+        source = self._life.records.changeable(ref, "clone")
+        async with self._life.registry.lock(source.uuid):
+            _check_networks(source.config)
+            folder = await self._snapshots.take(source, f".clone-{uuids.uuid4().hex[:8]}")
+            try:
+                description = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)
+                return await self._start(folder, description, request)
+            finally:
+                await asyncio.to_thread(discard, folder)
+
+    async def _start(
+        self, folder: Path, description: Description, request: api.CloneRequest
+    ) -> tuple[Record, list[str]]:
+        head = await asyncio.to_thread(check, folder, description)
+        _check_networks(head.config)
+        files = self._files(folder, description, head.config.image, request.name)
+        config, warnings = _described(head.config, description, request.name, dict(_targets(description, files)))
+        self._life.records.check_free(config.name, config.uuid)
+        assert config.uuid is not None
+        # Not managed before it runs: one that can't be started must leave nothing.
+        record = Record(uuid=config.uuid, name=config.name, config=config, created_at=now())
+        self._life.registry.records[record.uuid] = record
+        made: list[Path] = []
+        async with self._life.registry.lock(record.uuid):
+            try:
+                await asyncio.to_thread(self._copy, files, made)
+                out, pump = saving.reader(folder / STATE)
+                try:
+                    warnings += await self._life.build(
+                        record,
+                        Origin.CREATE,
+                        paused=request.paused,
+                        state=out,
+                        machine=head.machine,
+                        engine=head.engine,
+                    )
+                finally:
+                    os.close(out)
+                    await asyncio.gather(pump, return_exceptions=True)
+            except BaseException:
+                self._life.registry.forget(record.uuid)
+                for path in made:
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                raise
+            if request.managed:
+                try:
+                    await self._life.records.change(record, managed=True)
+                except PyxenError as error:
+                    warnings.append(f"it runs, but is not managed: {error.message}")
+            self._life.tell("domain-cloned", record, source=description.domain)
+        return record, warnings
+
+    def _files(
+        self, folder: Path, description: Description, image: str | None, name: str
+    ) -> list[tuple[Path, Path, str]]:
+        """Each copy, the file that the clone gets of it, and its format; the disks first, in their order."""
+        roots = self._life.roots
+        files = []
+        for disk in description.disks:
+            own = roots.disks / f"{name}-{disk.vdev}.{'qcow2' if disk.format == 'qcow2' else 'img'}"
+            target = root_layer(name, image, roots) if disk.root and image is not None else own
+            files.append((folder / disk.vdev, target, disk.format))
+        if description.variables:
+            files.append((folder / VARIABLES, variables(name, roots), "raw"))
+        return files
+
+    def _copy(self, files: list[tuple[Path, Path, str]], made: list[Path]) -> None:
+        for copy, target, format in files:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._life.images.follow(copy, target)
+            copy_disk(copy, target, format)
+            made.append(target)
+
+
+def _targets(description: Description, files: list[tuple[Path, Path, str]]) -> list[tuple[str, tuple[str, str]]]:
+    return [
+        (disk.vdev, (str(target), format))
+        for disk, (_, target, format) in zip(description.disks, files, strict=False)
+        if not disk.root
+    ]
+
+
+def _check_networks(config: DomainConfig) -> None:
+    for number, vif in enumerate(config.vif):
+        if vif.bridge:
+            raise Unsupported(
+                f"vif {number} of '{config.name}' is on the bridge {vif.bridge}: "
+                "a clone's guest would go on there with the same MAC and addresses",
+                hint="Domains with user-mode networks, or without any, can be cloned.",
+            )
+
+
+def _described(
+    config: DomainConfig, description: Description, name: str, targets: dict[str, tuple[str, str]]
+) -> tuple[DomainConfig, list[str]]:
+    """The clone's own description, and what it can't have of its source's."""
+    warnings = [_SAME]
+    if any(vif.forward for vif in config.vif):
+        warnings.append("forward=… is left out: these ports are its source's")
+
+    def disk(each: Disk) -> Disk:
+        if each.vdev not in targets:
+            return each
+        target, format = targets[each.vdev]
+        return msgspec.structs.replace(each, target=target, format=DiskFormat(format))
+
+    changes = msgspec.structs.replace(
+        config,
+        name=name,
+        uuid=str(uuids.uuid4()),
+        vif=tuple(msgspec.structs.replace(vif, mac=make_mac(), forward=(), vifname=None) for vif in config.vif),
+        disk=tuple(map(disk, config.disk)),
+        vncdisplay=None,
+    )
+    return changes, warnings

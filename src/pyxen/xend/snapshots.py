@@ -1,0 +1,294 @@
+"""Snapshots: a domain's memory, devices and writable disks as they were at one moment.
+
+Copies depend on nothing but the images below them, so that each can be removed by itself. Where an xend dies:
+
+    a snapshot is taken: ``intended`` says so before the guest stands still; the next xend lets it go on.
+    a revert: ``intended`` says so first, and the next xend repeats it. The copies are made beside the disks before the
+    domain ends; then the store says *building*, the process ends, and the copies get the disks' names, one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import uuid as uuids
+from pathlib import Path
+
+import msgspec
+
+from pyxen import api
+from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted, Unsupported
+from pyxen.image.files import write_file
+from pyxen.xend import saved, saving
+from pyxen.xend.belongings import variables
+from pyxen.xend.copies import copy_disk, sync_folder
+from pyxen.xend.life import Life
+from pyxen.xend.registry import Live, now
+from pyxen.xend.snapshot_files import (
+    DESCRIPTION,
+    STATE,
+    VARIABLES,
+    VERSION,
+    Description,
+    DiskCopy,
+    check,
+    copy_beside,
+    discard,
+    make,
+    moves_back,
+    put_in_place,
+    read,
+    writable_disks,
+)
+from pyxen.xend.store import Origin, Phase, Record
+
+SNAPSHOT, REVERT = "snapshot", "revert"
+"""The first word of ``Record.intended``; after it the guest's fate (go-on or stay), or the snapshot's name."""
+KINDS = (f"{SNAPSHOT} ", f"{REVERT} ")
+
+
+class Snapshots:
+    """Takes, lists and removes them, and takes domains back to them."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._records = life.records
+
+    def listed(self, ref: str | None = None) -> api.SnapshotList:
+        """All, or a domain's, the oldest first. Blocking. Raises NotFound for a domain that neither is nor has any."""
+        found = [view for folder in self._folders() if (view := self._view(folder)) is not None]
+        if ref is not None:
+            record = self._find_record(ref)
+            found = [each for each in found if _is_of(each, record, ref)]
+            if record is None and not found:
+                self._life.registry.find(ref)
+        return api.SnapshotList(sorted(found, key=lambda each: each.created_at))
+
+    async def create(self, ref: str, request: api.SnapshotRequest) -> api.Snapshot:
+        """Take one. The guest stands still meanwhile. Raises PyxenError; then nothing is left of it."""
+        record = self._records.changeable(ref, "take a snapshot of")
+        async with self._life.registry.lock(record.uuid):
+            folder = await self.take(record, request.name)
+            view = await asyncio.to_thread(self._view, folder)
+            self._life.tell("snapshot-created", record, snapshot=request.name)
+        assert view is not None
+        return view
+
+    async def remove(self, ref: str, name: str) -> None:
+        folder, description = await asyncio.to_thread(self.find, ref, name)
+        async with self._life.registry.lock(description.uuid):
+            await asyncio.to_thread(discard, folder)
+        self._life.events.publish("snapshot-removed", name=description.domain, uuid=description.uuid, snapshot=name)
+
+    def forget(self, uuid: str) -> None:
+        """Remove all of a domain that is no more. Blocking."""
+        shutil.rmtree(self._life.roots.snapshots / uuid, ignore_errors=True)
+
+    async def revert(self, ref: str, name: str, request: api.RevertRequest) -> tuple[Record, list[str]]:
+        """Take a domain back, be it running, halted or gone. Raises PyxenError; before its process ends, it goes on."""
+        folder, description = await asyncio.to_thread(self.find, ref, name)
+        async with self._life.registry.lock(description.uuid):
+            head = await asyncio.to_thread(check, folder, description)
+            record = self._life.registry.records.get(description.uuid)
+            if record is None:
+                self._records.check_free(head.config.name, head.config.uuid)
+                record = Record(
+                    uuid=description.uuid,
+                    name=head.config.name,
+                    config=head.config,
+                    created_at=now(),
+                    managed=head.managed,
+                )
+            warnings = await self._go_back(record, folder, description, head, paused=request.paused)
+        return record, warnings
+
+    async def finish(self, record: Record) -> None:
+        """Do what is left to do of what an earlier xend was about."""
+        async with self._life.registry.lock(record.uuid):
+            kind, _, rest = (record.intended or "").partition(" ")
+            if kind == REVERT:
+                try:
+                    folder, description = await asyncio.to_thread(self.find, record.uuid, rest)
+                    head = await asyncio.to_thread(check, folder, description)
+                    await self._go_back(record, folder, description, head, paused=False)
+                except PyxenError:
+                    if record.phase is Phase.BUILDING:
+                        await self._life.retire(record)
+                    elif record.phase is Phase.RUNNING:
+                        await self._records.change(record, intended=None)
+                    raise
+                return
+            if (live := self._life.registry.live.get(record.uuid)) is None:
+                return
+            self._life.log.warning("a snapshot was cut short: the domain goes on", name=record.name)
+            if rest == "go-on" and live.process.stopped is None:
+                await live.process.thaw()
+            await self._records.change(record, intended=None)
+
+    # For clones
+
+    def find(self, ref: str, name: str) -> tuple[Path, Description]:
+        """A snapshot's folder; ``ref`` may be a domain that is gone. Blocking. Raises NotFound."""
+        record = self._find_record(ref)
+        for folder in self._folders():
+            if folder.name == name and (found := read(folder)) is not None and _is_of(found, record, ref):
+                return folder, found
+        self.listed(ref)
+        raise NotFound(f"Domain '{ref}' has no snapshot '{name}'", hint=f"See what there is: xm snapshot list {ref}")
+
+    async def take(self, record: Record, name: str) -> Path:
+        """Take a snapshot under this name; its folder. The domain's lock is held."""
+        live = self._records.running(record)
+        if record.phase is not Phase.RUNNING or live.process.stopped is not None:
+            raise Conflict(f"cannot take a snapshot of '{record.name}': its guest has stopped")
+        if record.engine != "qemu":
+            raise Unsupported(
+                f"the engine of '{record.name}' ({record.engine}) can't take snapshots: "
+                "its disks can't be made to stand still with its memory yet",
+                hint="The QEMU engine can: engine=qemu in the domain's description.",
+            )
+        disks = writable_disks(record, live, self._life)
+        folder = self._life.roots.snapshots / record.uuid / name
+        if folder.exists():
+            raise Conflict(
+                f"'{record.name}' has a snapshot '{name}' already",
+                hint=f"Choose another name, or remove it: xm snapshot rm {record.name} {name}",
+            )
+        part = folder.with_name(f".{name}.part")
+        fd = await asyncio.to_thread(make, part)
+        before, after = record.intended, "stay" if live.process.paused else "go-on"
+        try:
+            head = saved.Head(
+                version=saved.VERSION,
+                save_id=uuids.uuid4().hex,
+                engine=record.engine,
+                machine=await live.process.machine(),
+                config=saving.as_built(record, live),
+                managed=record.managed,
+                restart_count=record.restart_count,
+            )
+            await self._records.change(record, intended=f"{SNAPSHOT} {after}")
+            await live.process.freeze()
+            await saving.write_state(live, head, fd)
+            await asyncio.to_thread(self._keep, part, folder, record, disks)
+        except BaseException:
+            await asyncio.to_thread(discard, part)
+            try:
+                await self._go_on(record, live, before, after)
+            except PyxenError as error:  # what went wrong first is what the caller hears of
+                self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
+            raise
+        finally:
+            os.close(fd)
+        try:
+            await self._go_on(record, live, before, after)
+        except PyxenError as error:
+            raise EngineError(
+                f"the snapshot '{name}' is taken, but '{record.name}' doesn't go on: {error.message}",
+                hint=f"Try: xm unpause {record.name}",
+            ) from error
+        return folder
+
+    # Parts
+
+    async def _go_on(self, record: Record, live: Live, intended: str | None, after: str) -> None:
+        try:
+            if after == "go-on" and live.process.stopped is None:
+                await live.process.thaw()
+        finally:
+            await self._records.change(record, intended=intended)
+
+    def _keep(self, part: Path, folder: Path, record: Record, disks: list[DiskCopy]) -> None:
+        """Copy the disks, describe it all, and give it its name."""
+        kept = []
+        for disk in disks:
+            self._life.images.follow(Path(disk.path), folder / disk.vdev)
+            length = copy_disk(Path(disk.path), part / disk.vdev, disk.format)
+            kept.append(msgspec.structs.replace(disk, length=length))
+        own = variables(record.name, self._life.roots)
+        if own.exists():
+            copy_disk(own, part / VARIABLES, "raw")
+        description = Description(
+            version=VERSION,
+            name=folder.name,
+            domain=record.name,
+            uuid=record.uuid,
+            created_at=now(),
+            disks=tuple(kept),
+            variables=own.exists(),
+        )
+        write_file(part / DESCRIPTION, [msgspec.json.encode(description)], mode=0o600)
+        try:
+            sync_folder(part)
+            part.rename(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise ResourceExhausted(f"cannot write {folder}: {error.strerror}") from error
+
+    async def _go_back(
+        self, record: Record, folder: Path, description: Description, head: saved.Head, *, paused: bool
+    ) -> list[str]:
+        moves = moves_back(record, folder, description, head, self._life)
+        before = record.intended
+        if record.phase is Phase.RUNNING:
+            await self._records.change(record, intended=f"{REVERT} {description.name}")
+        try:
+            await asyncio.to_thread(copy_beside, moves)
+            await self._life.take_down(record, f"{REVERT} {description.name}")
+        except BaseException:
+            if record.phase is Phase.RUNNING:
+                with contextlib.suppress(PyxenError):
+                    await self._records.change(record, intended=before)
+            raise
+        try:
+            await asyncio.to_thread(put_in_place, moves)
+        except BaseException:
+            await self._life.retire(record)
+            raise
+        out, pump = saving.reader(folder / STATE)
+        try:
+            warnings = await self._life.build(
+                record,
+                Origin.RESTART,
+                paused=paused,
+                config=msgspec.structs.replace(head.config, name=record.name),
+                state=out,
+                machine=head.machine,
+                engine=head.engine,
+            )
+        finally:
+            os.close(out)
+            await asyncio.gather(pump, return_exceptions=True)
+        self._life.tell("domain-reverted", record, snapshot=description.name)
+        return warnings
+
+    def _find_record(self, ref: str) -> Record | None:
+        try:
+            return self._life.registry.find(ref)
+        except NotFound:
+            return None
+
+    def _folders(self) -> list[Path]:
+        """Those of all snapshots that are whole."""
+        return [each for each in self._life.roots.snapshots.glob("*/*") if not each.name.startswith(".")]
+
+    def _view(self, folder: Path) -> api.Snapshot | None:
+        if (found := read(folder)) is None:
+            return None
+        record = self._life.registry.records.get(found.uuid)
+        size = sum(each.stat().st_blocks * 512 for each in folder.iterdir())
+        return api.Snapshot(
+            name=found.name,
+            domain=record.name if record else found.domain,
+            uuid=found.uuid,
+            created_at=found.created_at,
+            disks=[disk.vdev for disk in found.disks],
+            disk_bytes=size,
+        )
+
+
+def _is_of(found: Description | api.Snapshot, record: Record | None, ref: str) -> bool:
+    """Is it of the domain that ``ref`` is, or was?"""
+    return found.uuid == record.uuid if record else ref in (found.domain, found.uuid)
