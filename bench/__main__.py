@@ -12,10 +12,11 @@ import sys
 import time
 
 from bench.cases import CASES as HERE
+from bench.clone import clone
 from bench.scheduling import sched
 from bench.testhost import testhost
 
-CASES = {**HERE, "sched": sched, "testhost": testhost}
+CASES = {**HERE, "clone": clone, "sched": sched, "testhost": testhost}
 
 
 def main() -> None:

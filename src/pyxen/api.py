@@ -386,43 +386,6 @@ class PeerRequest(Struct, forbid_unknown_fields=True):
     certificate: Annotated[str, Meta(max_length=65536)]
 
 
-class SnapshotRequest(Struct, forbid_unknown_fields=True):
-    name: Name
-
-
-class Snapshot(Struct):
-    """A domain's memory and writable disks as they were at one moment."""
-
-    name: str
-    domain: str
-    """Its name; it may be gone."""
-    uuid: str
-    """The domain's."""
-    created_at: float
-    disks: list[str]
-    """The disks in it, by vdev."""
-    disk_bytes: int
-    """What it takes on the disk; copies by reference are counted in full."""
-
-
-class SnapshotList(Struct):
-    snapshots: list[Snapshot]
-    """The oldest first."""
-
-
-class RevertRequest(Struct, forbid_unknown_fields=True):
-    paused: bool = False
-
-
-class CloneRequest(Struct, forbid_unknown_fields=True):
-    name: Name
-    snapshot: str | None = None
-    """None: what the domain is now."""
-    paused: bool = False
-    managed: bool = False
-    """Keep it when it stops."""
-
-
 class EngineInfo(Struct):
     name: str
     available: bool
@@ -531,11 +494,11 @@ class Event(Struct, omit_defaults=True):
     time: float
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
-    -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
-    -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped, -preserved,
-    -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended, -deleted,
-    -reverted, -cloned; snapshot-created, -removed; image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
-    ones are no longer kept)."""
+    -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set,
+    -memory-set, -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped,
+    -preserved, -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended,
+    -deleted, -reverted, -cloned; snapshot-created, -removed; image-built, image-removed; cpupool-created, -changed,
+    -destroyed; xend-started, xend-stopping; events-lost (older ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from pyxen import agent_api, api, errors
+from pyxen import agent_api, api, errors, snapshot_api
 from pyxen.abi.xs_text import escape
 from pyxen.config.model import DomainConfig
 from pyxen.errors import NotFound, PyxenError
@@ -275,17 +275,17 @@ def remove_peer(name: str) -> Call[None]:
     return Call("DELETE", f"/v1/peers/{quote(name, safe='')}", type(None))
 
 
-def snapshots(ref: str | None) -> Call[api.SnapshotList]:
-    return Call("GET", _domain_path(ref, "snapshots") if ref else "/v1/snapshots", api.SnapshotList, ref=ref)
+def snapshots(ref: str | None) -> Call[snapshot_api.SnapshotList]:
+    return Call("GET", _domain_path(ref, "snapshots") if ref else "/v1/snapshots", snapshot_api.SnapshotList, ref=ref)
 
 
-def create_snapshot(ref: str, name: str) -> Call[api.Snapshot]:
-    body = msgspec.json.encode(api.SnapshotRequest(name))
-    return Call("POST", _domain_path(ref, "snapshots"), api.Snapshot, body, ref, slow=True)
+def create_snapshot(ref: str, name: str) -> Call[snapshot_api.Snapshot]:
+    body = msgspec.json.encode(snapshot_api.SnapshotRequest(name))
+    return Call("POST", _domain_path(ref, "snapshots"), snapshot_api.Snapshot, body, ref, slow=True)
 
 
 def revert(ref: str, snapshot: str, *, paused: bool) -> Call[api.Domain]:
-    body = msgspec.json.encode(api.RevertRequest(paused=paused))
+    body = msgspec.json.encode(snapshot_api.RevertRequest(paused=paused))
     return Call("POST", _snapshot_path(ref, snapshot) + "/revert", api.Domain, body, ref, slow=True)
 
 
@@ -300,7 +300,7 @@ def _snapshot_path(ref: str, snapshot: str) -> str:
 
 
 def clone(ref: str, name: str, snapshot: str | None, *, paused: bool, managed: bool) -> Call[api.Domain]:
-    body = msgspec.json.encode(api.CloneRequest(name, snapshot, paused=paused, managed=managed))
+    body = msgspec.json.encode(snapshot_api.CloneRequest(name, snapshot, paused=paused, managed=managed))
     return Call("POST", _domain_path(ref, "clone"), api.Domain, body, ref, slow=True)
 
 

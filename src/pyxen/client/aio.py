@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api
+from pyxen import agent_api, api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -121,11 +121,11 @@ class AsyncClient:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return await self._call(_calls.set_credit(ref, weight, cap))
 
-    async def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+    async def snapshots(self, ref: str | None = None) -> list[snapshot_api.Snapshot]:
         """A domain's snapshots, or all, the oldest first."""
         return (await self._call(_calls.snapshots(ref))).snapshots
 
-    async def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+    async def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
         """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
         return await self._call(_calls.create_snapshot(ref, name))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api
+from pyxen import agent_api, api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -118,11 +118,11 @@ class Client:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return self._call(_calls.set_credit(ref, weight, cap))
 
-    def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+    def snapshots(self, ref: str | None = None) -> list[snapshot_api.Snapshot]:
         """A domain's snapshots, or all, the oldest first."""
         return self._call(_calls.snapshots(ref)).snapshots
 
-    def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+    def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
         """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
         return self._call(_calls.create_snapshot(ref, name))
 

@@ -32,6 +32,7 @@ from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
 from pyxen.config.model import DomainConfig
 from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
+from pyxen.engine.template import Template
 
 
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,13 +289,21 @@ class Engine(Protocol):
         ...
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
+        self,
+        spec: DomainSpec,
+        directory: Path,
+        *,
+        paused: bool,
+        state: int | None = None,
+        late_disks: bool = False,
+        template: Template | None = None,
     ) -> RunningDomain:
         """Start a domain in a fresh ``directory`` that holds the files listed above as far as xend makes them.
 
         With ``state`` the guest goes on from what ``save_state`` wrote, read from this descriptor up to its end.
         With ``late_disks`` (which goes with ``state`` and ``paused``) it doesn't touch its disks before it is unpaused:
-        until then they are another process's.
+        until then they are another process's. With a full ``template`` it goes on from there, sharing its memory; an
+        empty one is first filled from ``state``.
 
         Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.
         Raises EngineError with the monitor's words; then no process is left.

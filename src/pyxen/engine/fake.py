@@ -24,6 +24,7 @@ from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import kill_all, marker, spawn
+from pyxen.engine.template import Template
 from pyxen.errors import Conflict, EngineError, Unsupported
 
 _READY_S = 20.0
@@ -208,10 +209,21 @@ class FakeEngine:
         return []
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
+        self,
+        spec: DomainSpec,
+        directory: Path,
+        *,
+        paused: bool,
+        state: int | None = None,
+        late_disks: bool = False,
+        template: Template | None = None,
     ) -> RunningDomain:
-        if state is not None:
-            found = await asyncio.to_thread(_read_all, state)
+        if template is not None and not template.full:
+            assert state is not None
+            await asyncio.to_thread(_fill, template, state)
+            state = None
+        if state is not None or template is not None:
+            found = await asyncio.to_thread(_read_all, state if state is not None else template)
             if found != _STATE:
                 raise EngineError(f"this is no stand-in's state: {found[:40]!r}")
         os.mkfifo(directory / "fake.ctl", 0o600)
@@ -250,6 +262,16 @@ class FakeEngine:
         return self._inotify
 
 
-def _read_all(fd: int) -> bytes:
-    with open(fd, "rb", closefd=False) as file:
+def _read_all(source: int | Template | None) -> bytes:
+    assert source is not None
+    if isinstance(source, Template):
+        with os.fdopen(source.devices(), "rb") as file:
+            return file.read()
+    with open(source, "rb", closefd=False) as file:
         return file.read()
+
+
+def _fill(template: Template, state: int) -> None:
+    with os.fdopen(template.devices(), "wb") as file:
+        file.write(_read_all(state))
+    template.seal()

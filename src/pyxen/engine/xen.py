@@ -26,6 +26,7 @@ from pyxen.engine.process import end_all, marker, spawn
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
+from pyxen.engine.template import Template
 from pyxen.engine.trace import follow
 from pyxen.engine.vifs import check_networks, open_networks
 from pyxen.errors import (
@@ -236,7 +237,14 @@ class XenEngine:
         return [*check_disks(config), *check_networks(config)]
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
+        self,
+        spec: DomainSpec,
+        directory: Path,
+        *,
+        paused: bool,
+        state: int | None = None,
+        late_disks: bool = False,
+        template: Template | None = None,
     ) -> RunningDomain:
         if template is not None:
             raise Unsupported("a guest of the Xen engine shares its memory with no other")

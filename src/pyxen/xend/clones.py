@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from pyxen import api
+from pyxen import snapshot_api
 from pyxen.config.model import Disk, DiskFormat, DomainConfig
+from pyxen.engine.template import Template
 from pyxen.errors import PyxenError, Unsupported
-from pyxen.xend import saving
+from pyxen.xend import saved, saving
 from pyxen.xend.belongings import root_layer, variables
 from pyxen.xend.copies import copy_disk
 from pyxen.xend.life import Life
@@ -24,8 +25,8 @@ from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Record
 
 _SAME = (
-    "its guest goes on with the source's clock, host name and random numbers ahead, until it sets them anew: "
-    "make no keys in it before"
+    "its guest goes on with the source's host name and addresses, and unless an agent in it is told by xend, "
+    "with its clock and the random numbers that it has ahead, too"
 )
 
 
@@ -36,7 +37,7 @@ class Clones:
         self._life = life
         self._snapshots = snapshots
 
-    async def clone(self, ref: str, request: api.CloneRequest) -> tuple[Record, list[str]]:
+    async def clone(self, ref: str, request: snapshot_api.CloneRequest) -> tuple[Record, list[str]]:
         """Start a domain from a snapshot, or (without one) from what the source is now; the source goes on.
 
         Raises PyxenError; then nothing is left of the clone.
@@ -57,9 +58,10 @@ class Clones:
                 await asyncio.to_thread(discard, folder)
 
     async def _start(
-        self, folder: Path, description: Description, request: api.CloneRequest
+        self, folder: Path, description: Description, request: snapshot_api.CloneRequest
     ) -> tuple[Record, list[str]]:
-        head = await asyncio.to_thread(check, folder, description)
+        ready = folder in self._snapshots.templates
+        head = await asyncio.to_thread(check, folder, description, head_only=ready)
         _check_networks(head.config)
         files = self._files(folder, description, head.config.image, request.name)
         config, warnings = _described(head.config, description, request.name, dict(_targets(description, files)))
@@ -72,19 +74,10 @@ class Clones:
         async with self._life.registry.lock(record.uuid):
             try:
                 await asyncio.to_thread(self._copy, files, made)
-                out, pump = saving.reader(folder / STATE)
-                try:
-                    warnings += await self._life.build(
-                        record,
-                        Origin.CREATE,
-                        paused=request.paused,
-                        state=out,
-                        machine=head.machine,
-                        engine=head.engine,
-                    )
-                finally:
-                    os.close(out)
-                    await asyncio.gather(pump, return_exceptions=True)
+                if request.snapshot is None or head.config.hugepages:  # a template has no huge pages
+                    warnings += await self._build(record, folder, head, None, paused=request.paused)
+                else:
+                    warnings += await self._build_shared(record, folder, head, paused=request.paused)
             except BaseException:
                 self._life.registry.forget(record.uuid)
                 for path in made:
@@ -98,6 +91,39 @@ class Clones:
                     warnings.append(f"it runs, but is not managed: {error.message}")
             self._life.tell("domain-cloned", record, source=description.domain)
         return record, warnings
+
+    async def _build_shared(self, record: Record, folder: Path, head: saved.Head, *, paused: bool) -> list[str]:
+        """From a snapshot, which may be cloned again: so its clones share its memory."""
+        config, templates = head.config, self._snapshots.templates
+        template = templates.get(folder, max(config.memory, config.maxmem or 0))
+        try:
+            return await self._build(record, folder, head, template, paused=paused)
+        finally:
+            if template.full:
+                templates.keep(folder, template)
+            else:
+                template.close()
+
+    async def _build(
+        self, record: Record, folder: Path, head: saved.Head, template: Template | None, *, paused: bool
+    ) -> list[str]:
+        out, pump = None, None
+        if template is None or not template.full:
+            out, pump = saving.reader(folder / STATE)
+        try:
+            return await self._life.build(
+                record,
+                Origin.CREATE,
+                paused=paused,
+                state=out,
+                machine=head.machine,
+                engine=head.engine,
+                template=template,
+            )
+        finally:
+            if out is not None and pump is not None:
+                os.close(out)
+                await asyncio.gather(pump, return_exceptions=True)
 
     def _files(
         self, folder: Path, description: Description, image: str | None, name: str

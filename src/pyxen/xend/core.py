@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pyxen import agent_api, api
+from pyxen import agent_api, api, snapshot_api
 
 if TYPE_CHECKING:
     from pyxen.xend.agent_link import Command
@@ -82,9 +82,9 @@ class Core(Protocol):
 
     async def restore(self, request: api.RestoreRequest) -> api.Domain: ...
 
-    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain: ...
+    async def revert(self, ref: str, snapshot: str, request: snapshot_api.RevertRequest) -> api.Domain: ...
 
-    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
+    async def clone(self, ref: str, request: snapshot_api.CloneRequest) -> api.Domain:
         """Returns when the clone runs and its source goes on."""
         ...
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from pyxen import api
+from pyxen import api, snapshot_api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
@@ -230,7 +230,7 @@ class Domains:
             await self._life.store.delete(record.uuid)
             variables(record.name, self._life.roots).unlink(missing_ok=True)
             self._registry.forget(record.uuid)
-            await asyncio.to_thread(self.snapshots.forget, record.uuid)
+            await self.snapshots.forget(record.uuid)
             self._life.tell("domain-deleted", record)
 
     async def set_vcpus(self, ref: str, count: int) -> api.Domain:
@@ -324,11 +324,15 @@ class Domains:
         self.agent.tell_soon(self._records.running(record))
         return self._with_warnings(record, warnings)
 
-    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain:
-        return self._with_warnings(*await self.snapshots.revert(ref, snapshot, request))
+    async def revert(self, ref: str, snapshot: str, request: snapshot_api.RevertRequest) -> api.Domain:
+        record, warnings = await self.snapshots.revert(ref, snapshot, request)
+        self.agent.tell_soon(self._records.running(record))
+        return self._with_warnings(record, warnings)
 
-    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
-        return self._with_warnings(*await self._clones.clone(ref, request))
+    async def clone(self, ref: str, request: snapshot_api.CloneRequest) -> api.Domain:
+        record, warnings = await self._clones.clone(ref, request)
+        self.agent.tell_soon(self._records.running(record))
+        return self._with_warnings(record, warnings)
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:
         """Run the builder as a process of its own: it takes minutes, needs no xend, and can be ended."""

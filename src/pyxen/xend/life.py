@@ -31,6 +31,7 @@ from pyxen.engine.inotify import Inotify
 from pyxen.engine.numa import nodes_near
 from pyxen.engine.placement import resolve
 from pyxen.engine.space import reserve
+from pyxen.engine.template import Template
 from pyxen.engine.topology import read_topology
 from pyxen.errors import PyxenError, ResourceExhausted, Unsupported
 from pyxen.image.files import write_file
@@ -125,13 +126,15 @@ class Life:
         engine: str | None = None,
         late_disks: bool = False,
         accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
+        template: Template | None = None,
     ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
         halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
         the guest goes on from what is read there, on this ``engine`` and model of a ``machine``. ``accept`` may refuse
-        what has been built by raising, or says what is meant to happen to it next.
+        what has been built by raising, or says what is meant to happen to it next. With a full ``template`` the guest
+        goes on from that, and an empty one is filled.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -152,7 +155,9 @@ class Life:
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
             spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, record.config))
             directory = await asyncio.to_thread(self._make_directory, spec)
-            process = await chosen.start(spec, directory, paused=paused, state=state, late_disks=late_disks)
+            process = await chosen.start(
+                spec, directory, paused=paused, state=state, late_disks=late_disks, template=template
+            )
             warnings += await self.place(record, process)
             intended = await accept(process) if accept is not None else None
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name

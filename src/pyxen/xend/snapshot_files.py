@@ -61,10 +61,11 @@ def sweep(life: Life) -> None:
         discard(folder)
 
 
-def check(folder: Path, description: Description) -> saved.Head:
+def check(folder: Path, description: Description, *, head_only: bool = False) -> saved.Head:
     """Read all of the state before anything is done with it; its head. Blocking. Raises InvalidRequest, NotFound."""
     head, start = saved.read_head(folder / STATE)
-    saved.read_state(folder / STATE, start, lambda _piece: None)
+    if not head_only:
+        saved.read_state(folder / STATE, start, lambda _piece: None)
     for disk in description.disks:
         copy = folder / disk.vdev
         if not copy.is_file() or copy.stat().st_size != disk.length:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from pyxen import api
+from pyxen import snapshot_api
 from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted, Unsupported
 from pyxen.image.files import write_file
 from pyxen.xend import saved, saving
@@ -43,6 +43,7 @@ from pyxen.xend.snapshot_files import (
     writable_disks,
 )
 from pyxen.xend.store import Origin, Phase, Record
+from pyxen.xend.templates import Templates
 
 SNAPSHOT, REVERT = "snapshot", "revert"
 """The first word of ``Record.intended``; after it the guest's fate (go-on or stay), or the snapshot's name."""
@@ -55,8 +56,9 @@ class Snapshots:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._records = life.records
+        self.templates = Templates()
 
-    def listed(self, ref: str | None = None) -> api.SnapshotList:
+    def listed(self, ref: str | None = None) -> snapshot_api.SnapshotList:
         """All, or a domain's, the oldest first. Blocking. Raises NotFound for a domain that neither is nor has any."""
         found = [view for folder in self._folders() if (view := self._view(folder)) is not None]
         if ref is not None:
@@ -64,9 +66,9 @@ class Snapshots:
             found = [each for each in found if _is_of(each, record, ref)]
             if record is None and not found:
                 self._life.registry.find(ref)
-        return api.SnapshotList(sorted(found, key=lambda each: each.created_at))
+        return snapshot_api.SnapshotList(sorted(found, key=lambda each: each.created_at))
 
-    async def create(self, ref: str, request: api.SnapshotRequest) -> api.Snapshot:
+    async def create(self, ref: str, request: snapshot_api.SnapshotRequest) -> snapshot_api.Snapshot:
         """Take one. The guest stands still meanwhile. Raises PyxenError; then nothing is left of it."""
         record = self._records.changeable(ref, "take a snapshot of")
         async with self._life.registry.lock(record.uuid):
@@ -79,14 +81,17 @@ class Snapshots:
     async def remove(self, ref: str, name: str) -> None:
         folder, description = await asyncio.to_thread(self.find, ref, name)
         async with self._life.registry.lock(description.uuid):
+            self.templates.drop(folder)
             await asyncio.to_thread(discard, folder)
         self._life.events.publish("snapshot-removed", name=description.domain, uuid=description.uuid, snapshot=name)
 
-    def forget(self, uuid: str) -> None:
-        """Remove all of a domain that is no more. Blocking."""
-        shutil.rmtree(self._life.roots.snapshots / uuid, ignore_errors=True)
+    async def forget(self, uuid: str) -> None:
+        """Remove all of a domain that is no more."""
+        folder = self._life.roots.snapshots / uuid
+        self.templates.drop(folder)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def revert(self, ref: str, name: str, request: api.RevertRequest) -> tuple[Record, list[str]]:
+    async def revert(self, ref: str, name: str, request: snapshot_api.RevertRequest) -> tuple[Record, list[str]]:
         """Take a domain back, be it running, halted or gone. Raises PyxenError; before its process ends, it goes on."""
         folder, description = await asyncio.to_thread(self.find, ref, name)
         async with self._life.registry.lock(description.uuid):
@@ -274,12 +279,12 @@ class Snapshots:
         """Those of all snapshots that are whole."""
         return [each for each in self._life.roots.snapshots.glob("*/*") if not each.name.startswith(".")]
 
-    def _view(self, folder: Path) -> api.Snapshot | None:
+    def _view(self, folder: Path) -> snapshot_api.Snapshot | None:
         if (found := read(folder)) is None:
             return None
         record = self._life.registry.records.get(found.uuid)
         size = sum(each.stat().st_blocks * 512 for each in folder.iterdir())
-        return api.Snapshot(
+        return snapshot_api.Snapshot(
             name=found.name,
             domain=record.name if record else found.domain,
             uuid=found.uuid,
@@ -289,6 +294,6 @@ class Snapshots:
         )
 
 
-def _is_of(found: Description | api.Snapshot, record: Record | None, ref: str) -> bool:
+def _is_of(found: Description | snapshot_api.Snapshot, record: Record | None, ref: str) -> bool:
     """Is it of the domain that ``ref`` is, or was?"""
     return found.uuid == record.uuid if record else ref in (found.domain, found.uuid)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, Snapshot, VcpuList
+from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
+from pyxen.snapshot_api import Snapshot
 
 Paint = Callable[[str], str]
 

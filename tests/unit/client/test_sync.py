@@ -22,12 +22,11 @@ from pyxen.api import (
     Problem,
     Progress,
     SavedState,
-    Snapshot,
-    SnapshotList,
     Trigger,
 )
 from pyxen.client import Address, Client, DomainNotFound, find_address
 from pyxen.config.model import DomainConfig
+from pyxen.snapshot_api import Snapshot, SnapshotList
 
 from .stub import WEB, Stub, chunks, hang_up, problem, send
 

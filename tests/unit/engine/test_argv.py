@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,3 +226,16 @@ def test_direct_boot_has_no_boot_order() -> None:
 def test_under_tcg_the_guest_does_not_time_its_timer(accelerator: str, cmdline: str, whole: str) -> None:
     spec = DomainSpec(domid=1, uuid="u", config=DomainConfig(name="x"), cmdline=cmdline)
     assert kernel_command_line(spec, accelerator) == whole
+
+
+def test_memory_in_a_file_has_the_name_that_a_saved_state_knows() -> None:
+    known: dict[str, Any] = {"kernel": "/k/vmlinux", "memory": "/proc/self/fd/9", "incoming": True}
+    words = make(DomainConfig(name="web", memory=256), **known, memory_shared=True)
+    (machine,), (memory,) = after(words, "-machine"), after(words, "-object")
+    assert machine.endswith(",memory-backend=pc.ram")
+    assert memory == (
+        "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=256M,"
+        "mem-path=/proc/self/fd/9,share=on"
+    )
+    (memory,) = after(make(DomainConfig(name="web", memory=256), **known), "-object")
+    assert memory.endswith(",share=off")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.api import CloneRequest, CreateRequest, PowerState, RevertRequest, SnapshotRequest
+from pyxen.api import CreateRequest, PowerState
 from pyxen.config.model import Disk, DiskAccess, DiskFormat, Vif
 from pyxen.engine.fake import FakeDomain, FakeEngine
+from pyxen.engine.template import Template
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, ResourceExhausted, Unsupported
+from pyxen.snapshot_api import CloneRequest, RevertRequest, SnapshotRequest
 from pyxen.xend import copies, snapshot_files, snapshots
 from pyxen.xend.life import Life
 from pyxen.xend.store import Phase
@@ -226,6 +228,30 @@ async def test_a_clone_that_cannot_be_leaves_nothing(boot: Boot, disk: Path, mon
     await xend.domains.create(CreateRequest(config=bridged))
     with pytest.raises(Unsupported, match="vif 0 of 'bridged' is on the bridge br0"):
         await xend.domains.clone("bridged", CloneRequest("four"))
+
+
+async def test_clones_of_a_snapshot_share_its_memory(boot: Boot, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xend = await boot()
+    await with_snapshot(xend, disk, memory=64, maxmem=128)
+    start, seen = FakeEngine.start, []
+
+    async def look(*arguments: object, **keys: object) -> object:
+        template, state = keys["template"], keys["state"]
+        seen.append((template, isinstance(template, Template) and template.full, state is not None))
+        return await start(*arguments, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeEngine, "start", look)
+    for name in ("one", "two"):
+        await xend.domains.clone("web", CloneRequest(name, "base"))
+    (template, full, filled), second = seen
+    assert (full, filled, second) == (False, True, (template, True, False))
+    assert isinstance(template, Template)
+    assert template.size == 128 << 20
+    await xend.domains.clone("web", CloneRequest("three"))
+    assert seen[2] == (None, False, True), "of what is there once only nothing is kept"
+    await xend.domains.snapshots.remove("web", "base")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        template.memory()
 
 
 async def test_two_clones_of_one_name_at_once(boot: Boot, disk: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import api
+from pyxen import api, snapshot_api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
 from pyxen.config.model import DomainConfig
@@ -217,11 +217,11 @@ class FakeClient(Client):
     def remove_peer(self, name: str) -> None:
         self.orders.append(("remove-peer", name))
 
-    def snapshots(self, ref: str | None = None) -> list[api.Snapshot]:
+    def snapshots(self, ref: str | None = None) -> list[snapshot_api.Snapshot]:
         self.orders.append(("snapshots", ref))
-        return [api.Snapshot("base", "web", "u", 0.0, ["xvda", "xvdb"], 3 * 2**20)]
+        return [snapshot_api.Snapshot("base", "web", "u", 0.0, ["xvda", "xvdb"], 3 * 2**20)]
 
-    def create_snapshot(self, ref: str, name: str) -> api.Snapshot:
+    def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
         self._order("create_snapshot", ref, name)
         return self.snapshots()[0]
 

@@ -18,8 +18,8 @@ from pyxen.engine.qemu.disks import disk_arguments
 
 QBOOT = "/usr/share/qemu/qboot.rom"
 _VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
-_RAM = "pc.ram"
 _SERIAL_CONSOLE = "ttyS0"
+_RAM = "pc.ram"  # MachineClass.default_ram_id, of pc and q35
 VCPU_ID = "cpu"
 """What a VCPU's number follows in the id of its device."""
 CONSOLE_ID = "console0"
@@ -49,6 +49,10 @@ class Facts:
     """``ADDRESS:DISPLAY``."""
     incoming: bool = False
     """The guest's state will come later."""
+    memory: str | None = None
+    """The file that is the guest's memory."""
+    memory_shared: bool = False
+    """What the guest writes goes into that file."""
 
 
 def build(spec: DomainSpec, facts: Facts) -> list[str]:
@@ -126,8 +130,8 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
         # One thread for all VCPUs beats more threads than there are CPUs, most of all while they wait for each other.
         accelerator = f"tcg,thread={'single' if config.vcpus > facts.host_cpus else 'multi'}"
     return [
-        *_huge_memory(spec),
-        *("-machine", f"{machine},dump-guest-core=off,{_memory_words(config)}"),
+        *_memory(spec, facts),
+        *("-machine", f"{machine},dump-guest-core=off,{_memory_words(config, facts)}"),
         *("-accel", accelerator),
         *("-cpu", "host" if kvm else "max"),
         # One core each, so that a VCPU's number is its core's; all but the first have names and can be unplugged.
@@ -138,18 +142,27 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
     ]
 
 
-def _memory_words(config: DomainConfig) -> str:
+def _memory_words(config: DomainConfig, facts: Facts) -> str:
     """How the machine's memory is made: equal pages are shared with others only if asked for; QEMU would by itself."""
     merge = f"mem-merge={'on' if config.memory_sharing else 'off'}"
-    return f"{merge},memory-backend={_RAM}" if config.hugepages else merge
+    return f"{merge},memory-backend={_RAM}" if config.hugepages or facts.memory else merge
 
 
-def _huge_memory(spec: DomainSpec) -> list[str]:
-    if spec.config.hugepages is None:
+def _memory(spec: DomainSpec, facts: Facts) -> list[str]:
+    """The machine's memory where it is huge pages, or a file.
+
+    Under the name that memory has otherwise too: it is in the stream of a guest's state.
+    """
+    words = f"size={spec.most_memory_mib}M"
+    if facts.memory is not None:
+        kind = f"memory-backend-file,mem-path={facts.memory},share={'on' if facts.memory_shared else 'off'}"
+    elif spec.config.hugepages is not None:
+        kind, words = "memory-backend-memfd", f"{words},hugetlb=on,hugetlbsize={spec.config.hugepages.upper()}"
+    else:
         return []
-    words = f"size={spec.most_memory_mib}M,hugetlb=on,hugetlbsize={spec.config.hugepages.upper()}"
-    # Under the name that memory has otherwise too: it is in the stream of a guest's state.
-    return ["-object", f"memory-backend-memfd,id={_RAM},x-use-canonical-path-for-ramblock-id=off,{words}"]
+    kind, _, more = kind.partition(",")
+    more = f",{more}" if more else ""
+    return ["-object", f"{kind},id={_RAM},x-use-canonical-path-for-ramblock-id=off,{words}{more}"]
 
 
 def _vcpus(count: int, accelerator: str) -> list[str]:

@@ -142,10 +142,11 @@ class QemuDomain(ProcessDomain):
         kind: str = await self._execute("qom-get", {"path": "/machine", "property": "type"})
         return kind.removesuffix("-machine")
 
-    async def save_state(self, stream: int) -> None:
+    async def save_state(self, stream: int, *, shared: bool = False) -> None:
+        """``shared``: without what is in a memory file that others may map."""
         self._refuse_stopped("save the state of")
         # Unlimited: the guest stands still meanwhile, and QEMU keeps to 128 MiB a second unless told otherwise.
-        await self._send(stream, {"max-bandwidth": _NO_LIMIT}, "save")
+        await self._send(stream, {"max-bandwidth": _NO_LIMIT}, "save", shared=shared)
 
     async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
         self._refuse_stopped("migrate")
@@ -160,10 +161,11 @@ class QemuDomain(ProcessDomain):
         progress: Callable[[Moving], None] | None = None,
         *,
         converge: bool = False,
+        shared: bool = False,
     ) -> None:
         async with session(self.directory, timeout_s=None) as monitor:
             await monitor.execute("migrate-set-parameters", parameters)
-            await _set_capabilities(monitor, {"events": True, "auto-converge": converge})
+            await _set_capabilities(monitor, {"events": True, "auto-converge": converge, **_ignoring(shared)})
             await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
             await monitor.execute("migrate", {"uri": "fd:state"})
             try:
@@ -173,14 +175,16 @@ class QemuDomain(ProcessDomain):
                     await monitor.execute("migrate_cancel")
                 raise
 
-    async def load_state(self, stream: int, *, paused: bool, late_disks: bool) -> None:
-        """Take the guest's state from ``stream``; then let it go on unless ``paused``.
+    async def load_state(self, stream: int, *, paused: bool, late_disks: bool, shared: bool = False) -> None:
+        """Take the guest's state from ``stream``; then let it go on unless ``paused``. ``shared``: its memory is there.
 
         Raises EngineError; then nothing of the domain is left.
         """
         try:
             async with session(self.directory, timeout_s=None) as monitor:
-                await _set_capabilities(monitor, {"events": True, "late-block-activate": late_disks})
+                await _set_capabilities(
+                    monitor, {"events": True, "late-block-activate": late_disks, **_ignoring(shared)}
+                )
                 await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
                 await monitor.execute("migrate-incoming", {"uri": "fd:state"})
                 await self._moved(monitor, "restore")
@@ -281,3 +285,8 @@ async def _set_capabilities(monitor: Session, wanted: Mapping[str, bool]) -> Non
     """Switch a migration's capabilities on and off; they stay so for the next one."""
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+
+
+def _ignoring(shared: bool) -> dict[str, bool]:
+    """The capability that leaves memory in a file which can be shared out of the stream, where that is wanted."""
+    return {"x-ignore-shared": True} if shared else {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import os
 import subprocess
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from pyxen.engine.domain import reap
 from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
+from pyxen.engine.process import kill_all
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.domain import QemuDomain
 from pyxen.engine.qemu.launch import find_binary, find_firmware, kvm_group, launch
 from pyxen.engine.qemu.networks import check_networks
 from pyxen.engine.qemu.words import translate
+from pyxen.engine.template import FOLDER, Template, make_folder
 from pyxen.errors import ConfigError, EngineError, Unsupported
 
 _READY_S = 60.0
@@ -95,13 +99,24 @@ class QemuEngine:
         return [*check_disks(config), *check_networks(config)]
 
     async def start(
-        self, spec: DomainSpec, directory: Path, *, paused: bool, state: int | None = None, late_disks: bool = False
+        self,
+        spec: DomainSpec,
+        directory: Path,
+        *,
+        paused: bool,
+        state: int | None = None,
+        late_disks: bool = False,
+        template: Template | None = None,
     ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
-        stopped = paused or state is not None
+        incoming = state is not None or template is not None
+        stopped = paused or incoming
+        if template is not None and not template.full:
+            assert state is not None
+            await self._fill(template, spec, directory, state)
         launching = asyncio.ensure_future(
             asyncio.to_thread(
-                launch, spec, directory, accelerator=accelerator, paused=stopped, incoming=state is not None
+                launch, spec, directory, accelerator=accelerator, paused=stopped, incoming=incoming, template=template
             )
         )
         try:
@@ -114,11 +129,44 @@ class QemuEngine:
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
             await domain.settle(_READY_S, paused=stopped)
-            if state is not None:
+            if template is not None:
+                with contextlib.ExitStack() as stack:
+                    stack.callback(os.close, devices := template.devices())
+                    await domain.load_state(devices, paused=paused, late_disks=late_disks, shared=True)
+            elif state is not None:
                 await domain.load_state(state, paused=paused, late_disks=late_disks)
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error
         return domain
+
+    async def _fill(self, template: Template, spec: DomainSpec, directory: Path, state: int) -> None:
+        """Have a QEMU with the same machine, whose memory is the template's, read the state and write the devices'."""
+        folder = await asyncio.to_thread(make_folder, directory)
+        accelerator = await asyncio.to_thread(self._accelerator_for, spec)
+        filling = asyncio.ensure_future(
+            asyncio.to_thread(
+                launch, spec, folder, accelerator=accelerator, paused=True, incoming=True, template=template
+            )
+        )
+        try:
+            pid, info = await asyncio.shield(filling)
+        except asyncio.CancelledError:
+            await asyncio.wait([filling])
+            await asyncio.to_thread(kill_all, folder)
+            raise
+        domain = QemuDomain(spec, folder, pid, self._watcher(), info)
+        try:
+            await domain.settle(_READY_S, paused=True)
+            await domain.load_state(state, paused=True, late_disks=False)
+            with contextlib.ExitStack() as stack:
+                stack.callback(os.close, devices := template.devices())
+                await domain.save_state(devices, shared=True)
+        except EngineError as error:
+            raise translate(spec.config.name, error.message) from error
+        finally:
+            await domain.destroy()
+            domain.close()
+        template.seal()
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
         domain = QemuDomain.adopt(spec, directory, self._watcher())
@@ -127,6 +175,7 @@ class QemuEngine:
         return domain
 
     def reap(self, directory: Path) -> None:
+        kill_all(directory / FOLDER)
         reap(directory)
 
     def _watcher(self) -> Inotify:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.sockets import AGENT, listen
+from pyxen.engine.template import Template
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
@@ -57,16 +59,28 @@ def find_firmware(config: DomainConfig) -> str | None:
 
 
 def launch(
-    spec: DomainSpec, directory: Path, *, accelerator: str, paused: bool, incoming: bool = False
+    spec: DomainSpec,
+    directory: Path,
+    *,
+    accelerator: str,
+    paused: bool,
+    incoming: bool = False,
+    template: Template | None = None,
 ) -> tuple[int, StartedInfo]:
     """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process.
 
-    ``incoming`` (always ``paused``, too): it waits for a guest's state, and is told of that later.
+    ``incoming`` (always ``paused``, too): it waits for a guest's state, and is told of that later. The guest's memory
+    is that of ``template`` if there is one: to be filled, or with changes of its own where it is full.
     """
     info = StartedInfo(accelerator=accelerator)
     try:
         with Descriptors() as descriptors:
-            arguments = build(spec, _gather(spec, directory, accelerator, paused, descriptors, info, incoming=incoming))
+            facts = _gather(spec, directory, accelerator, paused, descriptors, info, incoming=incoming)
+            if template is not None:
+                # Opened anew by QEMU; all may open a memfd whose descriptor they have.
+                path = f"/proc/self/fd/{descriptors.take(template.memory())}"
+                facts = replace(facts, memory=path, memory_shared=not template.full)
+            arguments = build(spec, facts)
             (directory / "stderr").touch(mode=0o600)
             if spec.uid is not None:
                 _give(directory, spec.uid)

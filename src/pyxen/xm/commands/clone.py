@@ -21,9 +21,10 @@ def command(
     """Start a copy of a domain, as it is or as it was.
 
     DOMAIN runs on. The new domain goes on from the same memory, under another name and UUID, with copies of the
-    writable disks (in xend's folder of disks) and MACs of its own in its description. A guest knows nothing of that: it
-    has the same host name, clock and random numbers ahead until it sets them anew. Ports that are forwarded stay
-    DOMAIN's, and domains on a bridge can't be cloned.
+    writable disks (in xend's folder of disks) and MACs of its own in its description. Its guest knows nothing of that:
+    it has the same host name and addresses; xend tells the agent in it, if there is one, the time and new random
+    numbers. Ports that are forwarded stay DOMAIN's, and domains on a bridge can't be cloned. Clones of one snapshot
+    (-s) share its memory, and start faster from the second one on.
     """
     made = session.client.clone(domain, name, snapshot, paused=paused, managed=managed)
     if not quiet:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import agent_api, api
+from pyxen import agent_api, api, snapshot_api
 from pyxen.api import PowerState
 from pyxen.config.model import DomainConfig
 from pyxen.engine.inotify import Inotify
@@ -137,11 +137,13 @@ class FakeSnapshots(Snapshots):
         self._core = core
         self._taken: dict[str, builtins.list[str]] = {}
 
-    def listed(self, ref: str | None = None) -> api.SnapshotList:
+    def listed(self, ref: str | None = None) -> snapshot_api.SnapshotList:
         domains = self._taken if ref is None else [self._core.get(ref).name]
-        return api.SnapshotList([self._one(name, each) for name in domains for each in self._taken.get(name, ())])
+        return snapshot_api.SnapshotList(
+            [self._one(name, each) for name in domains for each in self._taken.get(name, ())]
+        )
 
-    async def create(self, ref: str, request: api.SnapshotRequest) -> api.Snapshot:
+    async def create(self, ref: str, request: snapshot_api.SnapshotRequest) -> snapshot_api.Snapshot:
         taken = self._taken.setdefault(self._core.get(ref).name, [])
         if request.name in taken:
             raise Conflict(f"'{ref}' has a snapshot '{request.name}' already")
@@ -156,8 +158,8 @@ class FakeSnapshots(Snapshots):
         if name not in self._taken.get(self._core.get(ref).name, ()):
             raise NotFound(f"Domain '{ref}' has no snapshot '{name}'")
 
-    def _one(self, ref: str, name: str) -> api.Snapshot:
-        return api.Snapshot(name, ref, self._core.get(ref).uuid, 0.0, [], 0)
+    def _one(self, ref: str, name: str) -> snapshot_api.Snapshot:
+        return snapshot_api.Snapshot(name, ref, self._core.get(ref).uuid, 0.0, [], 0)
 
 
 class FakeCore:
@@ -294,11 +296,11 @@ class FakeCore:
     async def restore(self, request: api.RestoreRequest) -> api.Domain:
         raise NotFound(f"{request.path} does not exist")
 
-    async def revert(self, ref: str, snapshot: str, request: api.RevertRequest) -> api.Domain:
+    async def revert(self, ref: str, snapshot: str, request: snapshot_api.RevertRequest) -> api.Domain:
         self.snapshots.must_have(ref, snapshot)
         return self._become(ref, PowerState.PAUSED if request.paused else PowerState.RUNNING)
 
-    async def clone(self, ref: str, request: api.CloneRequest) -> api.Domain:
+    async def clone(self, ref: str, request: snapshot_api.CloneRequest) -> api.Domain:
         if request.snapshot is not None:
             self.snapshots.must_have(ref, request.snapshot)
         if any(each.name == request.name for each in self.domains.values()):

@@ -1,0 +1,73 @@
+"""Memory that many guests map: nobody can change it for the others once it is full."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxen.engine.process import find, marker, spawn
+from pyxen.engine.qemu import QemuEngine
+from pyxen.engine.template import FOLDER, Template
+
+
+@pytest.fixture
+def template() -> Iterator[Template]:
+    template = Template(mmap.PAGESIZE)
+    yield template
+    template.close()
+
+
+def reopened(template: Template) -> int:
+    """As QEMU opens it, which has the descriptor under a name."""
+    fd = template.memory()
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    finally:
+        os.close(fd)
+
+
+def test_a_full_one_is_mapped_with_changes_of_ones_own_only(template: Template) -> None:
+    os.pwrite(fd := template.memory(), b"guest", 0)
+    os.close(fd)
+    template.seal()
+    assert template.full
+    fd = reopened(template)
+    try:
+        with (
+            mmap.mmap(fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as one,
+            mmap.mmap(fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as other,
+        ):
+            one[:5] = b"mine!"
+            assert other[:5] == b"guest"
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, mmap.PAGESIZE, flags=mmap.MAP_SHARED)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"all", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def test_it_is_not_sealed_while_somebody_can_write(template: Template) -> None:
+    fd = reopened(template)
+    try:
+        with mmap.mmap(fd, mmap.PAGESIZE, flags=mmap.MAP_SHARED), pytest.raises(OSError, match="busy"):
+            template.seal()
+    finally:
+        os.close(fd)
+    assert not template.full
+
+
+def test_what_fills_one_is_ended_with_its_domain(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    os.mkfifo(f"{marker(folder)}.fifo")  # which nobody opens
+    spawn(["/bin/sh", "-c", 'read line < "$0.fifo"', marker(folder)], stderr=tmp_path / "stderr")
+    assert len(find(folder)) == 1
+    QemuEngine(tmp_path).reap(tmp_path)
+    assert find(folder) == []
