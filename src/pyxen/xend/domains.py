@@ -50,6 +50,7 @@ class Domains:
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
+        life.on_restored.append(self.agent.tell_soon)
         self.migration = migration
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 

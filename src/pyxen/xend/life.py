@@ -78,6 +78,8 @@ class Life:
         self.registry = Registry()
         self.records = Records(self.registry, store)
         self.pools = PoolTable(store)
+        self.on_restored: list[Callable[[Live], None]] = []
+        """Called when a guest goes on in another place or at another time than it was, as it may notice."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def directory(self, domid: int) -> Path:
@@ -91,6 +93,11 @@ class Life:
             kind.replace("-", " "),
             **{key: value for key, value in said.items() if value not in (None, "")},
         )
+
+    def restored(self, record: Record) -> None:
+        """Say that a guest goes on in another place or at another time."""
+        for call in self.on_restored:
+            call(self.registry.live[record.uuid])
 
     def spawn(self, step: Coroutine[Any, Any, None]) -> None:
         """Run a step in the background; what it raises is logged, and the task is kept until it ends."""

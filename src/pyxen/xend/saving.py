@@ -119,6 +119,8 @@ class Saving:
                 )
             warnings = await self._load(record, head, path, start, paused=request.paused)
             self._life.tell("domain-restored", record, path=str(path))
+            if not request.paused:
+                self._life.restored(record)
         return record, warnings
 
     async def _load(self, record: Record, head: saved.Head, path: Path, start: int, *, paused: bool) -> list[str]:

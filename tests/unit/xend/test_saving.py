@@ -254,3 +254,16 @@ async def test_a_restore_that_fails_leaves_the_description_as_it_was(
     assert xend.life.registry.find("web").config.memory == 32
     await xend.domains.restore(RestoreRequest(path=str(path)))
     assert xend.life.registry.find("web").config.memory == 64
+
+
+async def test_a_guest_that_goes_on_later_is_told_so(boot: Boot, tmp_path: Path) -> None:
+    xend, path = await boot(), tmp_path / "web.saved"
+    told: list[str] = []
+    xend.life.on_restored[:] = [lambda live: told.append(live.spec.config.name)]
+    await create(xend)
+    await xend.domains.save("web", SaveRequest(path=str(path)))
+    await xend.domains.restore(RestoreRequest(path=str(path), paused=True))
+    assert told == []  # it would not hear
+    await xend.domains.destroy("web")
+    await xend.domains.restore(RestoreRequest(path=str(path)))
+    assert told == ["web"]

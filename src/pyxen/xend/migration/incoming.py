@@ -131,6 +131,7 @@ class Incoming:
             await self.finish(record)
             reached("running", link)
             self._life.tell("domain-arrived", record, host=link.peer)
+            self._life.restored(record)
             assert record.domid is not None
             return record.domid
 

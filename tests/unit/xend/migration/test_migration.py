@@ -41,8 +41,11 @@ async def test_a_domain_goes_there_and_back(pair: Pair) -> None:
     one, other = pair
     await create(one.xend)
     uuid = one.xend.domains.get("web").uuid
+    told: list[str] = []
+    other.xend.life.on_restored[:] = [lambda live: told.append(live.spec.config.name)]
     done = await migrate(one, other)
     assert done is not None
+    assert told == ["web"]
     assert (done.name, done.host, done.domid) == ("web", "127.0.0.1", 1)
     assert (one.knows(), other.runs()) == (False, True)
     assert other.xend.domains.get("web").uuid == uuid
