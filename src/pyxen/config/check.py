@@ -116,6 +116,7 @@ def _disk(disk: Disk, kind: DomainType) -> None:
 
 def _vifs(config: DomainConfig) -> None:
     _once("vif", "The mac {} is already defined", (vif.mac for vif in config.vif if vif.mac))
+    _once("vif", "The devid {} is already defined", (str(vif.devid) for vif in config.vif if vif.devid is not None))
     _once("vif", "The vifname {} is already defined", (vif.vifname for vif in config.vif if vif.vifname))
     forwards = [forward for vif in config.vif for forward in vif.forward]
     ports = (f"{forward.protocol} {forward.address}:{forward.host}" for forward in forwards)

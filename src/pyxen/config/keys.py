@@ -342,6 +342,7 @@ PARTS: dict[str, str] = {
     "vif.vifname": "an interface's name of at most 15 characters",
     "vif.rate": "a rate such as 10MB/s",
     "vif.model": "a network card's name such as e1000",
+    "vif.devid": "a number from 0 to 255",
     "vif.forward": "ports such as 2222:22 or udp:5353:53",
     "vif.forward.host": "a port from 1 to 65535",
     "vif.forward.guest": "a port from 1 to 65535",

@@ -9,7 +9,9 @@ the readers of the JSON schema.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
+from itertools import count
 from typing import Annotated
 
 import msgspec
@@ -124,6 +126,8 @@ class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,32}$(?!\n)")] | None = None
     """Emulated card of an HVM domain (e1000, rtl8139, …); None: virtio."""
     forward: Annotated[tuple[Forward, ...], Meta(max_length=256)] = ()
+    devid: Annotated[int, Meta(ge=0, le=255, description="its number among the domain's interfaces")] | None = None
+    """None: the lowest that no other has."""
 
 
 class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -195,6 +199,14 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 def encode(config: DomainConfig) -> bytes:
     """The JSON that is stored and sent."""
     return msgspec.json.encode(config)
+
+
+def vif_numbers(vifs: Iterable[Vif]) -> list[int]:
+    """The number of each interface, by which the guest and ``xm network-detach`` know it: ``devid``, or a free one."""
+    listed = list(vifs)
+    taken = {vif.devid for vif in listed}
+    free = (number for number in count() if number not in taken)
+    return [next(free) if vif.devid is None else vif.devid for vif in listed]
 
 
 def command_line(config: DomainConfig) -> str:

@@ -61,6 +61,7 @@ Each entry of `vif` is one text of `KEY=VALUE` words joined with commas; `""` is
 | `rate` | the most it sends: `10MB/s`, `80Mb/s` |
 | `type` | `ioemu` for an emulated card (hvm), `vif` for a paravirtual one |
 | `model` | the emulated card: `e1000`, `rtl8139`, … |
+| `devid` | its number among the domain's interfaces; not set: the lowest that is free |
 | `forward` | ports of the host that lead to the guest: `2222:22`, `udp:5353:53`, `0.0.0.0:80:80`, joined with `+` |
 """
 

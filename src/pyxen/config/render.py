@@ -44,6 +44,8 @@ def render_vif(vif: Vif) -> str:
         parts.append(f"rate={vif.rate}B/s")
     if vif.model:
         parts.append(f"model={vif.model}")
+    if vif.devid is not None:
+        parts.append(f"devid={vif.devid}")
     if vif.forward:
         forwards = (f"{port.protocol}:{port.address}:{port.host}:{port.guest}" for port in vif.forward)
         parts.append("forward=" + "+".join(forwards))

@@ -31,9 +31,10 @@ _MODEL = re.compile(r"[A-Za-z0-9-]{1,32}", re.ASCII)
 _FORWARD = re.compile(
     r"(?:(?P<protocol>tcp|udp):)?(?:(?P<address>[0-9.]{7,15}):)?(?P<host>[0-9]{1,5}):(?P<guest>[0-9]{1,5})", re.ASCII
 )
+_LAST_DEVID = 255
 _PARAVIRTUAL = ("vif", "netfront", "pv", "virtio", "virtio-net", "virtio-net-pci")
-_NO_EFFECT = ("ip", "script", "accel", "policy", "label", "gatewaydev", "netdev", "mtu", "devid", "trusted", "id")
-_KEYS = ["mac", "bridge", "vifname", "rate", "model", "type", "forward", "backend", *_NO_EFFECT]
+_NO_EFFECT = ("ip", "script", "accel", "policy", "label", "gatewaydev", "netdev", "mtu", "trusted", "id")
+_KEYS = ["mac", "bridge", "vifname", "rate", "model", "type", "forward", "devid", "backend", *_NO_EFFECT]
 
 
 def parse_vif(text: str, *, warn: Warn | None = None) -> Vif:
@@ -114,6 +115,12 @@ def _model(value: str) -> str | None:
     return None if value in _PARAVIRTUAL else value
 
 
+def _devid(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) <= _LAST_DEVID):
+        raise ConfigError(f"{shown(value)} is no number of an interface: 0 to {_LAST_DEVID}")
+    return int(value)
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "mac": _mac,
     "bridge": _interface,
@@ -121,4 +128,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "rate": parse_rate,
     "model": _model,
     "forward": parse_forwards,
+    "devid": _devid,
 }

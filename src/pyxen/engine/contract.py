@@ -58,6 +58,8 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: str | None = None
     """The monitor's model of a machine, where it must be a certain one: that of a saved state."""
+    slots: dict[str, int] = {}
+    """The place on its bus of each device that has one, by the device's id; those missing get a free one."""
 
     @property
     def most_vcpus(self) -> int:
@@ -286,6 +288,13 @@ class Engine(Protocol):
 
     def check(self, config: DomainConfig) -> list[str]:
         """Refuse (Unsupported) what this engine can't do, before anything is made. Returns warnings."""
+        ...
+
+    def lay_out(self, spec: DomainSpec) -> DomainSpec:
+        """The spec with what is left to the engine filled in: ``slots``. Those that are given stay as they are.
+
+        Raises ResourceExhausted if there are more devices than the machine has places for.
+        """
         ...
 
     async def start(

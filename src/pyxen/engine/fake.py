@@ -24,6 +24,7 @@ from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import kill_all, marker, spawn
+from pyxen.engine.qemu.slots import laid_out
 from pyxen.engine.template import Template
 from pyxen.errors import Conflict, EngineError, Unsupported
 
@@ -207,6 +208,9 @@ class FakeEngine:
 
     def check(self, config: DomainConfig) -> list[str]:
         return []
+
+    def lay_out(self, spec: DomainSpec) -> DomainSpec:
+        return laid_out(spec)
 
     async def start(
         self,

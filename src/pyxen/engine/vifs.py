@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyxen.config.model import DomainConfig, Vif
+from pyxen.config.model import DomainConfig, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe
@@ -35,7 +35,7 @@ def open_networks(spec: DomainSpec, directory: Path, descriptors: Descriptors, i
     Raises ResourceExhausted for a port that is in use, EngineError for a network that does not start.
     """
     words: list[str] = []
-    for number, vif in enumerate(spec.config.vif):
+    for number, vif in zip(vif_numbers(spec.config.vif), spec.config.vif, strict=True):
         kind = "--tap" if vif.bridge else "--stream"
         words += [kind, f"{number}={descriptors.take(_open(spec, directory, number, vif, info))}"]
     return words

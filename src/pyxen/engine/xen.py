@@ -236,6 +236,9 @@ class XenEngine:
             find_binary()
         return [*check_disks(config), *check_networks(config)]
 
+    def lay_out(self, spec: DomainSpec) -> DomainSpec:
+        return spec
+
     async def start(
         self,
         spec: DomainSpec,

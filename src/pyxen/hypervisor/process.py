@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from pyxen.abi.sched import SHUTDOWN_CRASH, SHUTDOWN_SUSPEND
+from pyxen.config.model import vif_numbers
 from pyxen.errors import Conflict, InvalidRequest
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.changes import Changes
@@ -78,7 +79,7 @@ class DomainProcess:
         for disk in spec.config.disk:
             if disk.target:
                 self._devices.attach_disk(disk)
-        for number, vif in enumerate(spec.config.vif):
+        for number, vif in zip(vif_numbers(spec.config.vif), spec.config.vif, strict=True):
             self._devices.attach_vif(number, vif)
         self._tracing = Tracing(self.machine, self.domain, self._ring.connection, self.loop)
         self._control = Control(directory / "control.sock", self.loop, self._commands(), {"trace": self._tracing.open})

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import uuid as uuids
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ class Life:
         config: DomainConfig | None = None,
         state: int | None = None,
         machine: str | None = None,
+        slots: Mapping[str, int] | None = None,
         engine: str | None = None,
         late_disks: bool = False,
         accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
@@ -139,9 +140,9 @@ class Life:
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
         halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
-        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``. ``accept`` may refuse
-        what has been built by raising, or says what is meant to happen to it next. With a full ``template`` the guest
-        goes on from that, and an empty one is filled.
+        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``, with its devices in
+        these ``slots``. ``accept`` may refuse what has been built by raising, or says what is meant to happen to it
+        next. With a full ``template`` the guest goes on from that, and an empty one is filled.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -159,8 +160,11 @@ class Life:
                 images=self.images,
                 running=list(self.registry.running_specs()),
             )
-            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid), machine=machine)
+            spec = msgspec.structs.replace(
+                prepared.spec, domid=domid, uid=self._uid(domid), machine=machine, slots=dict(slots or {})
+            )
             spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, record.config))
+            spec = chosen.lay_out(spec)
             directory = await asyncio.to_thread(self._make_directory, spec)
             process = await chosen.start(
                 spec, directory, paused=paused, state=state, late_disks=late_disks, template=template

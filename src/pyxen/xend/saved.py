@@ -42,6 +42,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     machine: str
     """The monitor's model of a machine."""
+    slots: dict[str, int] = {}
+    """Where its devices are (engine.contract.DomainSpec)."""
     config: DomainConfig
     managed: bool
     restart_count: int = 0

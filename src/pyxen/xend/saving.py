@@ -57,6 +57,7 @@ class Saving:
                 save_id=save_id,
                 engine=record.engine or "",
                 machine=await live.process.machine(),
+                slots=live.spec.slots,
                 config=as_built(record, live),
                 managed=record.managed,
                 restart_count=record.restart_count,
@@ -134,6 +135,7 @@ class Saving:
                 config=msgspec.structs.replace(head.config, name=record.name),
                 state=out,
                 machine=head.machine,
+                slots=head.slots,
                 engine=head.engine,
             )
         finally:

@@ -67,14 +67,14 @@ def test_a_pvh_domain() -> None:
         "-blockdev",
         "driver=raw,node-name=xvda.0,read-only=off,file.driver=file,file.filename=/dev/fdset/1,"
         "discard=unmap,file.discard=unmap",
-        *("-device", "virtio-blk-pci,id=xvda,serial=xvda,drive=xvda.0"),
+        *("-device", "virtio-blk-pci,id=xvda,serial=xvda,bus=pci.0,addr=0x2,drive=xvda.0"),
         *("-netdev", "user,id=vif0"),
-        *("-device", f"virtio-net-pci,id=nic0,netdev=vif0,mac={MAC},romfile="),
-        *("-device", "virtio-balloon-pci"),
+        *("-device", f"virtio-net-pci,id=nic0,netdev=vif0,mac={MAC},romfile=,bus=pci.0,addr=0x3"),
+        *("-device", "virtio-balloon-pci,bus=pci.0,addr=0x4"),
         *("-device", "pvpanic"),
-        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-rng-pci,bus=pci.0,addr=0x5"),
         *("-chardev", "socket,id=agent,fd=10,server=on,wait=off"),
-        *("-device", "virtio-serial-pci,id=agents"),
+        *("-device", "virtio-serial-pci,id=agents,bus=pci.0,addr=0x6"),
         *("-device", "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0"),
     ]
 
@@ -108,15 +108,15 @@ def test_an_hvm_domain_boots_as_told() -> None:
     assert after(words, "-vnc") == ["127.0.0.1:3"]
     assert after(words, "-device") == [
         "ide-hd,id=hda,bus=ide.0,unit=0,drive=hda.0,bootindex=1",
-        "virtio-blk-pci,id=xvdb,serial=xvdb,drive=xvdb.0,bootindex=2",
+        "virtio-blk-pci,id=xvdb,serial=xvdb,bus=pci.0,addr=0x2,drive=xvdb.0,bootindex=2",
         "ide-cd,id=hdc,bus=ide.1,unit=0,drive=hdc.0,bootindex=0",
-        f"e1000,id=nic0,netdev=vif0,mac={MAC},bootindex=3",
-        "virtio-balloon-pci",
+        f"e1000,id=nic0,netdev=vif0,mac={MAC},bus=pci.0,addr=0x3,bootindex=3",
+        "virtio-balloon-pci,bus=pci.0,addr=0x4",
         "pvpanic",
-        "virtio-rng-pci",
-        "virtio-serial-pci,id=agents",
+        "virtio-rng-pci,bus=pci.0,addr=0x5",
+        "virtio-serial-pci,id=agents,bus=pci.0,addr=0x6",
         "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0",
-        "VGA",
+        "VGA,bus=pci.0,addr=0x7",
         "usb-tablet",
     ]
     assert [node for node in after(words, "-blockdev") if "read-only=off" not in node] == [
@@ -135,7 +135,7 @@ def test_ahci_and_an_empty_drive() -> None:
     words = make(config)
     assert after(words, "-machine")[0].startswith("q35,")
     assert after(words, "-device")[:3] == [
-        "ich9-ahci,id=sata",
+        "ich9-ahci,id=sata,bus=pcie.0,addr=0x1",
         "ide-hd,id=hda,bus=ide.0,drive=hda.0,bootindex=0",
         "ide-cd,id=sdb,bus=sata.1",
     ]

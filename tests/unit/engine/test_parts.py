@@ -32,9 +32,10 @@ from pyxen.engine.fake import FakeEngine
 from pyxen.engine.forwards import check_ports, describe
 from pyxen.engine.layers import open_drives
 from pyxen.engine.process import belongs_to, find, kill_all, last_words, marker, read_pid, spawn
-from pyxen.engine.qemu.disks import check_disks, letter_index
+from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.launch import kvm_group, openable
 from pyxen.engine.qemu.networks import check_networks
+from pyxen.engine.qemu.slots import letter_index
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.qemu.words import translate
 from pyxen.engine.xen import XenEngine

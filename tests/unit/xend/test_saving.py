@@ -103,6 +103,17 @@ async def test_a_saved_domain_is_gone_and_comes_back(boot: Boot, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+async def test_devices_come_back_in_the_slots_that_they_had(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await create(xend)
+    live = next(iter(xend.life.registry.live.values()))
+    moved = {**live.spec.slots, "balloon": 17}
+    live.spec = msgspec.structs.replace(live.spec, slots=moved)
+    await xend.domains.save("web", SaveRequest(path=str(tmp_path / "s")))
+    await xend.domains.restore(RestoreRequest(path=str(tmp_path / "s")))
+    assert next(iter(xend.life.registry.live.values())).spec.slots == moved
+
+
 async def test_the_file_describes_the_machine_that_the_guest_has(boot: Boot, tmp_path: Path) -> None:
     xend = await boot()
     await create(xend, vcpus=1, maxvcpus=4, memory=64, maxmem=128)

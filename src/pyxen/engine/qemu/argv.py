@@ -10,14 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxen.abi.agent import PORT_NAME
-from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware
+from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive
 from pyxen.engine.process import marker
-from pyxen.engine.qemu.disks import disk_arguments
+from pyxen.engine.qemu.disks import device_words, disk_arguments
+from pyxen.engine.qemu.slots import (
+    AGENTS,
+    BALLOON,
+    CONSOLE,
+    DISPLAY,
+    RANDOM,
+    VGA_MODELS,
+    address,
+    card_id,
+    has_virtio_console,
+    laid_out,
+)
 
 QBOOT = "/usr/share/qemu/qboot.rom"
-_VGA = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
 _SERIAL_CONSOLE = "ttyS0"
 _RAM = "pc.ram"  # MachineClass.default_ram_id, of pc and q35
 VCPU_ID = "cpu"
@@ -57,6 +68,7 @@ class Facts:
 
 def build(spec: DomainSpec, facts: Facts) -> list[str]:
     """The whole command line but for the fd sets. The guest doesn't run yet: the events monitor is told ``cont``."""
+    spec = laid_out(spec)
     config = spec.config
     arguments = [
         facts.binary,
@@ -72,10 +84,10 @@ def build(spec: DomainSpec, facts: Facts) -> list[str]:
         *_machine(spec, facts),
         *_console(spec),
         *_boot(spec, facts),
-        *_devices(config, facts),
+        *_devices(spec, facts),
     ]
     if config.type is DomainType.HVM:
-        arguments += _hvm_devices(config, facts)
+        arguments += _hvm_devices(spec, facts)
     return arguments
 
 
@@ -166,11 +178,8 @@ def _memory(spec: DomainSpec, facts: Facts) -> list[str]:
 
 
 def _vcpus(count: int, accelerator: str) -> list[str]:
-    arguments: list[str] = []
-    for number in range(1, count):
-        driver, *words = (f"{key}={value}" for key, value in vcpu_device(number, accelerator).items())
-        arguments += ["-device", ",".join([driver.removeprefix("driver="), *words])]
-    return arguments
+    devices = (vcpu_device(number, accelerator) for number in range(1, count))
+    return [word for device in devices for word in ("-device", device_words(device))]
 
 
 def vcpu_device(number: int, accelerator: str) -> dict[str, object]:
@@ -184,15 +193,10 @@ def _console(spec: DomainSpec) -> list[str]:
         return []
     chardev = f"pipe,id={CONSOLE_ID},path=console"
     if has_virtio_console(spec):
-        device = ["-device", "virtio-serial-pci", "-device", f"virtconsole,chardev={CONSOLE_ID}"]
+        device = ["-device", _pci(spec, CONSOLE, "virtio-serial-pci"), "-device", f"virtconsole,chardev={CONSOLE_ID}"]
     else:
         device = ["-serial", f"chardev:{CONSOLE_ID}"]
     return ["-chardev", chardev, *device]
-
-
-def has_virtio_console(spec: DomainSpec) -> bool:
-    """Is the console a virtio one, in place of a serial port?"""
-    return spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split()
 
 
 def _boot(spec: DomainSpec, facts: Facts) -> list[str]:
@@ -237,26 +241,42 @@ def boot_indices(config: DomainConfig, *, direct: bool) -> tuple[dict[str, int],
     return disks, vifs
 
 
-def _devices(config: DomainConfig, facts: Facts) -> list[str]:
+def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
+    config = spec.config
     disk_order, vif_order = boot_indices(config, direct=facts.kernel is not None)
-    arguments = disk_arguments(config, facts.drives, disk_order)
-    for number, (vif, netdev) in enumerate(zip(config.vif, facts.netdevs, strict=True)):
-        device = f"{_network_card(config, vif.model)},id=nic{number},netdev=vif{number},mac={vif.mac}"
-        if (index := vif_order.get(number)) is not None:
-            device += f",bootindex={index}"
-        else:
-            device += ",romfile="  # a boot ROM costs a second and shows a prompt
-        arguments += ["-netdev", netdev, "-device", device]
+    arguments = disk_arguments(spec, facts.drives, disk_order)
+    for place, (number, vif, netdev) in enumerate(zip(vif_numbers(config.vif), config.vif, facts.netdevs, strict=True)):
+        device = card(spec, number, vif)
+        if (index := vif_order.get(place)) is not None:
+            # A boot ROM costs a second and shows a prompt.
+            device = {key: value for key, value in device.items() if key != "romfile"} | {"bootindex": index}
+        arguments += ["-netdev", netdev, "-device", device_words(device)]
     return [
         *arguments,
-        *("-device", "virtio-balloon-pci"),
+        *("-device", _pci(spec, BALLOON, "virtio-balloon-pci")),
         *("-device", "pvpanic"),
-        *("-device", "virtio-rng-pci"),
+        *("-device", _pci(spec, RANDOM, "virtio-rng-pci")),
         # A port of its own on a bus of its own: a console may be on another one, or on none.
         *("-chardev", f"socket,id=agent,fd={facts.agent_fd},server=on,wait=off"),
-        *("-device", "virtio-serial-pci,id=agents"),
-        *("-device", f"virtserialport,bus=agents.0,chardev=agent,name={PORT_NAME}"),
+        *("-device", _pci(spec, AGENTS, "virtio-serial-pci", id=AGENTS)),
+        *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME}"),
     ]
+
+
+def card(spec: DomainSpec, number: int, vif: Vif) -> dict[str, object]:
+    """The network card of a laid-out spec, as QMP's device_add takes it."""
+    return {
+        "driver": _network_card(spec.config, vif.model),
+        "id": card_id(number),
+        "netdev": f"vif{number}",
+        "mac": vif.mac,
+        "romfile": "",
+        **address(spec.config, spec.slots, card_id(number)),
+    }
+
+
+def _pci(spec: DomainSpec, device: str, driver: str, **properties: object) -> str:
+    return device_words({"driver": driver, **properties, **address(spec.config, spec.slots, device)})
 
 
 def balloons(config: DomainConfig) -> bool:
@@ -271,11 +291,11 @@ def _network_card(config: DomainConfig, model: str | None) -> str:
     return model
 
 
-def _hvm_devices(config: DomainConfig, facts: Facts) -> list[str]:
+def _hvm_devices(spec: DomainSpec, facts: Facts) -> list[str]:
     arguments: list[str] = []
-    if config.vga in _VGA:
-        arguments += ["-device", _VGA[config.vga]]
-    for device in config.usbdevice:
+    if spec.config.vga in VGA_MODELS:
+        arguments += ["-device", _pci(spec, DISPLAY, VGA_MODELS[spec.config.vga])]
+    for device in spec.config.usbdevice:
         arguments += ["-device", {"keyboard": "usb-kbd"}.get(device, f"usb-{device}")]
     if facts.vnc:
         arguments += ["-vnc", facts.vnc]

@@ -6,18 +6,13 @@ machine's own IDE or AHCI, ``sd`` an AHCI controller, ``xvd`` and ``vd`` virtio.
 
 from __future__ import annotations
 
-from pyxen.config.model import Disk, DiskAccess, DiskType, DomainConfig, DomainType
+from collections.abc import Mapping
+
+from pyxen.config.model import DiskAccess, DiskType, DomainConfig, DomainType
+from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive, block_nodes, node_name, node_words
+from pyxen.engine.qemu.slots import SATA, address, drive_bus, letter_index
 from pyxen.errors import Unsupported
-
-
-def letter_index(vdev: str) -> int:
-    """0 for xvda, 25 for hdz, 26 for sdaa; a partition's number is of no account."""
-    letters = vdev.rstrip("0123456789").removeprefix("x").removeprefix("vd").removeprefix("sd").removeprefix("hd")
-    index = 0
-    for letter in letters:
-        index = index * 26 + ord(letter) - ord("a") + 1
-    return index - 1
 
 
 def check_disks(config: DomainConfig) -> list[str]:
@@ -45,44 +40,49 @@ def check_disks(config: DomainConfig) -> list[str]:
     return []
 
 
-def disk_arguments(config: DomainConfig, drives: list[Drive], boot_index: dict[str, int]) -> list[str]:
-    """QEMU's words for all disks; ``boot_index`` is by vdev."""
+def disk_arguments(spec: DomainSpec, drives: list[Drive], boot_index: dict[str, int]) -> list[str]:
+    """QEMU's words for all disks of a laid-out spec; ``boot_index`` is by vdev."""
     arguments: list[str] = []
+    config = spec.config
     pvh = config.type is DomainType.PVH
-    if not pvh and any(_bus(config, drive.disk) == "sata" for drive in drives):
-        arguments += ["-device", "ich9-ahci,id=sata"]
+    if SATA in spec.slots:
+        controller = {"driver": "ich9-ahci", "id": SATA, **address(config, spec.slots, SATA)}
+        arguments += ["-device", device_words(controller)]
     for drive in sorted(drives, key=lambda drive: letter_index(drive.disk.vdev)):
         if not drive.layers and pvh:
             continue
         for node in block_nodes(drive):
             arguments += ["-blockdev", node_words(node)]
-        device = _device(config, drive)
+        device = disk_device(spec, drive)
         if (index := boot_index.get(drive.disk.vdev)) is not None:
-            device += f",bootindex={index}"
-        arguments += ["-device", device]
+            device["bootindex"] = index
+        arguments += ["-device", device_words(device)]
     return arguments
 
 
-def _bus(config: DomainConfig, disk: Disk) -> str:
-    prefix = disk.vdev[:2]
-    if config.type is DomainType.PVH or (prefix not in ("hd", "sd") and disk.devtype is DiskType.DISK):
-        return "virtio"
-    return "ide" if prefix == "hd" else "sata"
-
-
-def _device(config: DomainConfig, drive: Drive) -> str:
-    disk = drive.disk
+def disk_device(spec: DomainSpec, drive: Drive) -> dict[str, object]:
+    """The disk of a laid-out spec, as QMP's device_add takes it."""
+    disk, config = drive.disk, spec.config
     index = letter_index(disk.vdev)
-    media = f",drive={node_name(drive)}" if drive.layers else ""
-    share = ",share-rw=on" if disk.access is DiskAccess.WRITE_SHARED and disk.devtype is DiskType.DISK else ""
-    bus = _bus(config, disk)
+    bus = drive_bus(config, disk)
+    device: dict[str, object] = {"id": disk.vdev}
     if bus == "virtio":
-        return f"virtio-blk-pci,id={disk.vdev},serial={disk.vdev}{media}{share}"
-    if bus == "ide" and config.hdtype == "ide":
-        place = f"bus=ide.{index // 2},unit={index % 2}"
-    elif bus == "ide":
-        place = f"bus=ide.{index}"
+        device = {"driver": "virtio-blk-pci", **device, "serial": disk.vdev, **address(config, spec.slots, disk.vdev)}
     else:
-        place = f"bus=sata.{index % 6}"
-    kind = "ide-cd" if disk.devtype is DiskType.CDROM else "ide-hd"
-    return f"{kind},id={disk.vdev},{place}{media}{share}"
+        device = {"driver": "ide-cd" if disk.devtype is DiskType.CDROM else "ide-hd", **device}
+        if bus == "ide" and config.hdtype == "ide":
+            device |= {"bus": f"ide.{index // 2}", "unit": index % 2}
+        else:
+            device |= {"bus": f"ide.{index}" if bus == "ide" else f"{SATA}.{index % 6}"}
+    if drive.layers:
+        device["drive"] = node_name(drive)
+    if disk.access is DiskAccess.WRITE_SHARED and disk.devtype is DiskType.DISK:
+        device["share-rw"] = True
+    return device
+
+
+def device_words(device: Mapping[str, object]) -> str:
+    """A device in the words of QEMU's ``-device``."""
+    said = {True: "on", False: "off"}
+    words = [f"{key}={said[value] if isinstance(value, bool) else value}" for key, value in device.items()]
+    return ",".join([words[0].removeprefix("driver="), *words[1:]])

@@ -15,8 +15,9 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
 from pyxen.engine.domain import ProcessDomain
 from pyxen.engine.inotify import Inotify
-from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, has_virtio_console, vcpu_device
+from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.qmp import Session, execute, session
+from pyxen.engine.qemu.slots import has_virtio_console
 from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
 
 _LOOK_S = 5.0

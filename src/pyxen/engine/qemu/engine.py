@@ -21,6 +21,7 @@ from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.domain import QemuDomain
 from pyxen.engine.qemu.launch import find_binary, find_firmware, kvm_group, launch
 from pyxen.engine.qemu.networks import check_networks
+from pyxen.engine.qemu.slots import laid_out
 from pyxen.engine.qemu.words import translate
 from pyxen.engine.template import FOLDER, Template, make_folder
 from pyxen.errors import ConfigError, EngineError, Unsupported
@@ -97,6 +98,9 @@ class QemuEngine:
             raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
         check_hugepages(config)
         return [*check_disks(config), *check_networks(config)]
+
+    def lay_out(self, spec: DomainSpec) -> DomainSpec:
+        return laid_out(spec)
 
     async def start(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyxen.config.model import DomainConfig, DomainType, Vif
+from pyxen.config.model import DomainConfig, DomainType, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe, slirp_words
@@ -41,7 +41,8 @@ def open_networks(spec: DomainSpec, descriptors: Descriptors, info: StartedInfo)
 
     Raises ResourceExhausted for a port that is in use, Unsupported or NotFound for a bridge.
     """
-    return [_netdev(spec, number, vif, descriptors, info) for number, vif in enumerate(spec.config.vif)]
+    numbers = vif_numbers(spec.config.vif)
+    return [_netdev(spec, number, vif, descriptors, info) for number, vif in zip(numbers, spec.config.vif, strict=True)]
 
 
 def _netdev(spec: DomainSpec, number: int, vif: Vif, descriptors: Descriptors, info: StartedInfo) -> str:

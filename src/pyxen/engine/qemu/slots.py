@@ -1,0 +1,97 @@
+"""Where each of a domain's PCI devices lies on its bus.
+
+A guest's state can only be read by a machine with the same devices at the same places. So each device is told its slot,
+and keeps it while others come and go: a DomainSpec's ``slots`` are what has been given out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, vif_numbers
+from pyxen.engine.contract import DomainSpec
+from pyxen.errors import ResourceExhausted
+
+VGA_MODELS = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
+CONSOLE, SATA, BALLOON, RANDOM, AGENTS, DISPLAY = "console", "sata", "balloon", "rng", "agents", "display"
+"""Devices that have no id of their own in a description."""
+_FREE = {"pci.0": range(2, 32), "pcie.0": range(1, 29)}
+"""What the machines' own devices leave: host bridge and PIIX3 (pc); host bridge, USB controllers and ICH9 (q35)."""
+
+
+def bus(config: DomainConfig) -> str:
+    """The name of the bus that the devices are on."""
+    express = config.type is DomainType.HVM and config.hdtype == "ahci"
+    return "pcie.0" if express else "pci.0"
+
+
+def drive_bus(config: DomainConfig, disk: Disk) -> str:
+    """``virtio`` (a PCI device for each), ``ide`` or ``sata``."""
+    prefix = disk.vdev[:2]
+    if config.type is DomainType.PVH or (prefix not in ("hd", "sd") and disk.devtype is DiskType.DISK):
+        return "virtio"
+    return "ide" if prefix == "hd" else "sata"
+
+
+def letter_index(vdev: str) -> int:
+    """0 for xvda, 25 for hdz, 26 for sdaa; a partition's number is of no account."""
+    letters = vdev.rstrip("0123456789").removeprefix("x").removeprefix("vd").removeprefix("sd").removeprefix("hd")
+    index = 0
+    for letter in letters:
+        index = index * 26 + ord(letter) - ord("a") + 1
+    return index - 1
+
+
+def has_virtio_console(spec: DomainSpec) -> bool:
+    """Is the console a virtio one, in place of a serial port?"""
+    return spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split()
+
+
+def card_id(number: int) -> str:
+    """The id of a network card."""
+    return f"nic{number}"
+
+
+def laid_out(spec: DomainSpec) -> DomainSpec:
+    """The same with a slot for each of its devices: its own where it has one, else the first that is free.
+
+    Raises ResourceExhausted if there are more devices than slots.
+    """
+    wanted = _devices(spec)
+    slots = {device: slot for device, slot in spec.slots.items() if device in wanted}
+    taken = set(slots.values())
+    free = (slot for slot in _FREE[bus(spec.config)] if slot not in taken)
+    for device in wanted:
+        if device not in slots:
+            if (slot := next(free, None)) is None:
+                raise ResourceExhausted(
+                    f"'{spec.config.name}' has {len(wanted)} PCI devices, but there is room for "
+                    f"{len(_FREE[bus(spec.config)])}",
+                    hint="Take a disk or a network interface away.",
+                )
+            slots[device] = slot
+    return msgspec.structs.replace(spec, slots=slots)
+
+
+def address(config: DomainConfig, slots: Mapping[str, int], device: str) -> dict[str, str]:
+    """The properties that put a device of a laid-out spec in its place."""
+    return {"bus": bus(config), "addr": f"{slots[device]:#x}"}
+
+
+def _devices(spec: DomainSpec) -> list[str]:
+    """The ids of the PCI devices, in the order in which they get slots: a guest counts its disks in that order."""
+    config = spec.config
+    disks = sorted(config.disk, key=lambda disk: letter_index(disk.vdev))
+    hvm = config.type is DomainType.HVM
+    return [
+        *([CONSOLE] if has_virtio_console(spec) else []),
+        *([SATA] if hvm and any(drive_bus(config, disk) == "sata" for disk in disks) else []),
+        *(disk.vdev for disk in disks if drive_bus(config, disk) == "virtio" and disk.target),
+        *(card_id(number) for number in vif_numbers(config.vif)),
+        BALLOON,
+        RANDOM,
+        AGENTS,
+        *([DISPLAY] if hvm and config.vga in VGA_MODELS else []),
+    ]
