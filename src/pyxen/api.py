@@ -238,6 +238,10 @@ class SetMaxmemRequest(Struct, forbid_unknown_fields=True):
     """The most that may be asked for. A running domain can't get more than it was started for."""
 
 
+HostPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
+"""An absolute path on xend's machine."""
+
+
 class PinVcpusRequest(Struct, forbid_unknown_fields=True):
     vcpu: Annotated[int, Meta(ge=0, le=511)] | None = None
     """None: all."""
@@ -293,10 +297,6 @@ class TriggerRequest(Struct, forbid_unknown_fields=True):
     trigger: Trigger
     vcpu: Annotated[int, Meta(ge=0, le=511)] | None = None
     """None: all, or whichever it is for."""
-
-
-HostPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
-"""An absolute path on xend's machine."""
 
 
 class DumpRequest(Struct, forbid_unknown_fields=True):
@@ -494,11 +494,12 @@ class Event(Struct, omit_defaults=True):
     time: float
     kind: str
     """domain-defined, -started, -start-failed, -adopted, -lost, -paused, -unpaused, -suspended, -resumed, -renamed,
-    -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set,
-    -memory-set, -maxmem-set, -vcpus-pinned, -credit-set, -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped,
-    -preserved, -saved, -restored, -migrated, -arrived, -restarted, -restart-refused, -restart-failed, -ended,
-    -deleted, -reverted, -cloned; snapshot-created, -removed; image-built, image-removed; cpupool-created, -changed,
-    -destroyed; xend-started, xend-stopping; events-lost (older ones are no longer kept)."""
+    -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
+    -maxmem-set, -device-attached, -device-detached, -disc-changed, -disk-resized, -vcpus-pinned, -credit-set,
+    -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped, -preserved, -saved, -restored, -migrated, -arrived,
+    -restarted, -restart-refused, -restart-failed, -ended, -deleted, -reverted, -cloned; snapshot-created, -removed;
+    image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
+    ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None

@@ -9,9 +9,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from pyxen import agent_api, api, errors, snapshot_api
+from pyxen import agent_api, api, device_api, errors, snapshot_api
 from pyxen.abi.xs_text import escape
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.errors import NotFound, PyxenError
 
 T = TypeVar("T")
@@ -178,6 +178,38 @@ def set_memory(ref: str, memory_mib: int) -> Call[api.Domain]:
 
 def set_maxmem(ref: str, maxmem_mib: int) -> Call[api.Domain]:
     return _post(ref, "set-maxmem", api.SetMaxmemRequest(maxmem_mib=maxmem_mib))
+
+
+def devices(ref: str) -> Call[device_api.DeviceList]:
+    return Call("GET", _domain_path(ref, "devices"), device_api.DeviceList, ref=ref)
+
+
+def _slow(ref: str, verb: str, body: msgspec.Struct) -> Call[api.Domain]:
+    return Call("POST", _domain_path(ref, verb), api.Domain, msgspec.json.encode(body), ref, slow=True)
+
+
+def attach_disk(ref: str, disk: Disk) -> Call[api.Domain]:
+    return _post(ref, "attach-disk", device_api.AttachDiskRequest(disk))
+
+
+def detach_disk(ref: str, vdev: str) -> Call[api.Domain]:
+    return _slow(ref, "detach-disk", device_api.DetachDiskRequest(vdev))
+
+
+def change_disc(ref: str, vdev: str, target: str | None) -> Call[api.Domain]:
+    return _post(ref, "change-disc", device_api.ChangeDiscRequest(vdev, target))
+
+
+def resize_disk(ref: str, vdev: str, size_bytes: int) -> Call[api.Domain]:
+    return _post(ref, "resize-disk", device_api.ResizeDiskRequest(vdev, size_bytes))
+
+
+def attach_vif(ref: str, vif: Vif) -> Call[api.Domain]:
+    return _post(ref, "attach-vif", device_api.AttachVifRequest(vif))
+
+
+def detach_vif(ref: str, vif: str) -> Call[api.Domain]:
+    return _slow(ref, "detach-vif", device_api.DetachVifRequest(vif))
 
 
 def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) -> Call[api.Domain]:

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api, snapshot_api
+from pyxen import agent_api, api, device_api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
 from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, find_address, lost, unreachable
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.errors import PyxenError, Unavailable
 
 if TYPE_CHECKING:
@@ -107,6 +107,34 @@ class AsyncClient:
     async def set_maxmem(self, ref: str, maxmem_mib: int) -> api.Domain:
         """Set the most memory that the domain may be given."""
         return await self._call(_calls.set_maxmem(ref, maxmem_mib))
+
+    async def devices(self, ref: str) -> device_api.DeviceList:
+        """A domain's disks and network interfaces."""
+        return await self._call(_calls.devices(ref))
+
+    async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
+        """Give a domain a disk: a running one at once, a managed one that doesn't run at its next start."""
+        return await self._call(_calls.attach_disk(ref, disk))
+
+    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
+        """Have the guest let go of a disk (``xvdb``, or its number); returns when it has."""
+        return await self._call(_calls.detach_disk(ref, vdev))
+
+    async def change_disc(self, ref: str, vdev: str, target: str | None = None) -> api.Domain:
+        """Put a disc, an image on xend's machine, into a CD-ROM drive; None: take out the one that is there."""
+        return await self._call(_calls.change_disc(ref, vdev, target))
+
+    async def resize_disk(self, ref: str, vdev: str, size_bytes: int) -> api.Domain:
+        """Make a running domain's disk longer."""
+        return await self._call(_calls.resize_disk(ref, vdev, size_bytes))
+
+    async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
+        """Give a domain a network interface."""
+        return await self._call(_calls.attach_vif(ref, vif))
+
+    async def detach_vif(self, ref: str, vif: str) -> api.Domain:
+        """Have the guest let go of a network interface, by its number or MAC; returns when it has."""
+        return await self._call(_calls.detach_vif(ref, vif))
 
     async def pin_vcpus(
         self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None

@@ -29,10 +29,15 @@ from typing import Protocol
 import msgspec
 
 from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
 from pyxen.engine.template import Template
+
+
+def vif_device(number: int) -> str:
+    """The id of a network interface's device; a disk's is its vdev."""
+    return f"nic{number}"
 
 
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,6 +248,32 @@ class RunningDomain(Protocol):
 
         An engine that can't do that freezes it first. If this raises or is cancelled, ``thaw`` lets the guest go on.
         """
+        ...
+
+    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        """Give the guest a device; ``spec`` is the domain's from now on and has it. Does not wait for the guest.
+
+        Raises Unsupported where devices can't come and go, EngineError; then nothing of it is left.
+        """
+        ...
+
+    async def unplug(self, device: str) -> None:
+        """Ask the guest to let go of the device with this id. Does not wait for it: see ``on_unplugged``."""
+        ...
+
+    def on_unplugged(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback``, on the event loop, with each device that has left, when what it stood on is free.
+
+        Of an adopted domain also with those of its spec that are found not to be there.
+        """
+        ...
+
+    async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
+        """Put the disc that ``disk`` names into its CD-ROM drive, or none. ``spec`` is the domain's from now on."""
+        ...
+
+    async def resize_disk(self, vdev: str, size: int) -> None:
+        """Make a disk ``size`` bytes long, and tell the guest. Raises InvalidRequest if it is longer."""
         ...
 
     def statistics(self) -> Statistics: ...

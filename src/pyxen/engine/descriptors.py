@@ -14,7 +14,9 @@ from pathlib import Path
 class Descriptors:
     """The descriptors that one process inherits. A context: all are closed in this process at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
+        """``first`` is the number of the first fd set."""
+        self._first = first
         self.fds: list[int] = []
         """All of them, under the numbers that the process will know them by."""
         self.sets: dict[int, int] = {}
@@ -41,7 +43,7 @@ class Descriptors:
 
     def add_set(self, fd: int) -> str:
         """Make an fd set of ``fd``; returns the name under which QEMU opens it."""
-        number = len(self.sets) + 1
+        number = self._first + len(self.sets)
         self.sets[number] = self.take(fd)
         return f"/dev/fdset/{number}"
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import msgspec
 
 from pyxen.api import ShutdownReason
+from pyxen.config.model import Disk, Vif
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
@@ -65,6 +66,8 @@ class ProcessDomain(ABC):
         self._pid = pid or 0
         self._stopped: Stopped | None = None
         self._callbacks: list[Callable[[Stopped], None]] = []
+        self._unplugged: Callable[[str], None] | None = None
+        self._left: list[str] = []
         self._changed = asyncio.Event()
         self._destroying = False
         self._events = EventLog(directory / "events")
@@ -221,6 +224,37 @@ class ProcessDomain(ABC):
         await self.freeze()
         await self.save_state(stream)
         progress(Moving(0, 0, 1, time.monotonic() - started))
+
+    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        raise self._fixed()
+
+    async def unplug(self, device: str) -> None:
+        raise self._fixed()
+
+    async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
+        raise self._fixed()
+
+    async def resize_disk(self, vdev: str, size: int) -> None:
+        raise self._fixed()
+
+    def on_unplugged(self, callback: Callable[[str], None]) -> None:
+        self._unplugged = callback
+        for device in self._left:
+            asyncio.get_running_loop().call_soon(callback, device)
+        self._left.clear()
+
+    def _has_left(self, device: str) -> None:
+        """A device is gone, and what it stood on is free."""
+        if self._unplugged is None:
+            self._left.append(device)
+        else:
+            asyncio.get_running_loop().call_soon(self._unplugged, device)
+
+    def _fixed(self) -> Unsupported:
+        return Unsupported(
+            f"the engine of '{self.spec.config.name}' can't change a domain's devices while it runs yet",
+            hint="The QEMU engine can: engine=qemu in the domain's description.",
+        )
 
     def _unsaveable(self) -> Unsupported:
         return Unsupported(

@@ -4,9 +4,9 @@ engine can be tried in milliseconds, adoption after xend's death included.
 A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
 ``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
 (dies without a word), ``pause``, ``unpause``, ``suspend``, ``resume``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``,
-``nmi``. Words in the command line change its manners: ``fake.silent`` prints nothing, ``fake.deaf`` ignores the power
-button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless`` dumps no core,
-``fake.groupless`` has no cgroup.
+``nmi``, ``unplug ID``. Words in the command line change its manners: ``fake.silent`` prints nothing, ``fake.deaf``
+ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless``
+dumps no core, ``fake.groupless`` has no cgroup, ``fake.clinging`` lets go of no device, ``fake.full`` takes none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pyxen.api import EngineInfo, Trigger
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.cgroup import Shares
 from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
@@ -73,6 +73,8 @@ def act(word):
             event("GUEST_PANICKED", action="pause")
     elif word.startswith("nmi"):
         os.write(console, b"NMI" + word[3:].encode() + b"\r\n")
+    elif word.startswith("unplug ") and "fake.clinging" not in manners:
+        event("DEVICE_DELETED", device=word[7:], path="/machine/peripheral/" + word[7:])
     elif word == "pause":
         event("STOP")
     elif word == "unpause":
@@ -177,6 +179,30 @@ class FakeDomain(ProcessDomain):
         if "fake.groupless" in self.spec.cmdline.split():
             raise Unsupported(f"xend can't weigh or cap '{self.spec.config.name}' here")
         self.shares = shares
+
+    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        self._must_run("plug a device into")
+        if "fake.full" in self.spec.cmdline.split():
+            raise EngineError(f"'{self.spec.config.name}' takes no device")
+        self.spec = spec
+
+    async def unplug(self, device: str) -> None:
+        self._must_run("unplug a device of")
+        self.control(f"unplug {device}")
+
+    async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
+        self._must_run("change a disc of")
+        self.spec = spec
+
+    async def resize_disk(self, vdev: str, size: int) -> None:
+        self._must_run("resize a disk of")
+
+    def _look(self) -> None:
+        super()._look()
+        for device in self._events.fate.unplugged:
+            if device in self.spec.slots or device in (disk.vdev for disk in self.spec.config.disk):
+                self._has_left(device)
+        self._events.fate.unplugged.clear()
 
     async def machine(self) -> str:
         return "fake-1"

@@ -117,6 +117,7 @@ class Clones:
                 paused=paused,
                 state=out,
                 machine=head.machine,
+                slots=head.slots,
                 engine=head.engine,
                 template=template,
             )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyxen.xend.agent_link import Command
     from pyxen.xend.console import Console
     from pyxen.xend.cpupools import CpuPools
+    from pyxen.xend.devices import Devices
     from pyxen.xend.events import Events
     from pyxen.xend.migration import Migration
     from pyxen.xend.scheduling import Scheduling
@@ -104,6 +105,9 @@ class Core(Protocol):
 
     @property
     def xenstore(self) -> Xenstore: ...
+
+    @property
+    def devices(self) -> Devices: ...
 
     @property
     def scheduling(self) -> Scheduling: ...

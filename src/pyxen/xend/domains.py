@@ -20,6 +20,7 @@ from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.clones import Clones
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
+from pyxen.xend.devices import Devices
 from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
@@ -47,6 +48,7 @@ class Domains:
         self._saving = Saving(life)
         self.snapshots = Snapshots(life)
         self._clones = Clones(life, self.snapshots)
+        self.devices = Devices(life)
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)

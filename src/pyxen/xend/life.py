@@ -38,6 +38,7 @@ from pyxen.image.files import write_file
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
 from pyxen.xend.console import Console
+from pyxen.xend.devices import unplugged
 from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
 from pyxen.xend.pool_table import PoolTable
@@ -281,6 +282,7 @@ class Life:
         live = Live(spec, process, console, accelerator=process.info.accelerator)
         self.registry.live[record.uuid] = live
         self._watch_silence(record, live)
+        process.on_unplugged(lambda device: self.spawn(unplugged(self, record.uuid, spec.domid, device)))
         process.on_stopped(lambda stopped: self.spawn(self.stopped(record.uuid, spec.domid, stopped)))
         return live
 

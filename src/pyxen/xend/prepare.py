@@ -73,7 +73,7 @@ def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: 
     image = images.get(config.image) if config.image else None
     try:
         check_memory(config)
-        disks = [_disk(disk, warnings) for disk in config.disk]
+        disks = [settle_disk(disk, warnings) for disk in config.disk]
         if image is not None and image.root_disk:
             disks = _root_disk(config, image, disks, roots, images, made)
         check_sharing(config.name, disks, running)
@@ -107,7 +107,7 @@ def check_memory(config: DomainConfig) -> None:
         )
 
 
-def _disk(disk: Disk, warnings: list[str]) -> Disk:
+def settle_disk(disk: Disk, warnings: list[str]) -> Disk:
     """The same disk with its format settled; raises where its file can't be one."""
     if not disk.target:
         if disk.devtype is DiskType.CDROM:

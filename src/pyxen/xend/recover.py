@@ -126,6 +126,7 @@ async def _adopt(life: Life, record: Record, directory: Path) -> tuple[DomainSpe
     if engine is None:
         return None
     try:
+        spec = engine.lay_out(spec)
         process = await engine.adopt(spec, directory)
     except PyxenError as error:
         life.log.error("domain not adopted", name=record.name, error=str(error))

@@ -28,6 +28,8 @@ class Live:
     silent: bool = False
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     asking: list[asyncio.Task[None]] = field(default_factory=list)
+    leaving: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    """Devices that the guest has been asked to let go of, done when it has."""
 
     def cancel(self) -> None:
         """Let go of what would have been done later."""
@@ -35,6 +37,8 @@ class Live:
             timer.cancel()
         for task in self.asking:
             task.cancel()
+        for gone in self.leaving.values():
+            gone.cancel()
 
 
 class Registry:

@@ -24,6 +24,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A domain that stops by itself again within this many seconds of its last restart is not restarted."""
     shutdown_timeout: Seconds = 300
     """After a shutdown request, report a guest that is still there."""
+    detach_timeout: Seconds = 30
+    """Call a guest that has been asked to let go of a device, and hasn't, an error; it may still do so later."""
     first_uid: Annotated[int, Meta(ge=1000, le=2**31)] = 200_000
     """As root, domain N's process runs as user ``first_uid + N modulo 60000``."""
     balloon: bool = False

@@ -170,6 +170,7 @@ class Snapshots:
                 save_id=uuids.uuid4().hex,
                 engine=record.engine,
                 machine=await live.process.machine(),
+                slots=live.spec.slots,
                 config=saving.as_built(record, live),
                 managed=record.managed,
                 restart_count=record.restart_count,
@@ -261,6 +262,7 @@ class Snapshots:
                 config=msgspec.structs.replace(head.config, name=record.name),
                 state=out,
                 machine=head.machine,
+                slots=head.slots,
                 engine=head.engine,
             )
         finally:

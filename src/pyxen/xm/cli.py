@@ -44,6 +44,17 @@ SECTIONS: dict[str, dict[str, str]] = {
         "cpupool-migrate": "Move a domain to another pool.",
         "cpupool-numa-split": "Make a pool of each NUMA node.",
     },
+    "Disks and network interfaces": {
+        "block-attach": "Give a domain a disk.",
+        "block-detach": "Take a disk away from a domain.",
+        "block-list": "Show a domain's disks.",
+        "block-resize": "Make a running domain's disk longer.",
+        "cd-insert": "Put a disc into a domain's CD-ROM drive.",
+        "cd-eject": "Take the disc out of a domain's CD-ROM drive.",
+        "network-attach": "Give a domain a network interface.",
+        "network-detach": "Take a network interface away from a domain.",
+        "network-list": "Show a domain's network interfaces.",
+    },
     "Saved domains": {
         "save": "Save a domain's state to a file.",
         "restore": "Start a domain from its saved state.",
@@ -97,8 +108,8 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 # What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
 CLASSIC = frozenset(
     """
-    block-attach block-configure block-detach block-list debug-keys
-    network-attach network-detach network-list pci-attach pci-detach pci-list reset
+    block-configure debug-keys
+    pci-attach pci-detach pci-list reset
     sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
+from pyxen.device_api import DeviceList
 from pyxen.snapshot_api import Snapshot
 
 Paint = Callable[[str], str]
@@ -28,6 +29,37 @@ def domains(listed: Iterable[Domain], paint: Paint = _plain) -> Iterator[str]:
         yield (
             f"{each.name:<40} {_domid(each):>5} {each.memory_mib:>5} {each.vcpus:>5} {state} {each.cpu_time_s:>8.1f}"
         )
+
+
+def disks(found: DeviceList) -> Iterator[str]:
+    """xm block-list; as xm does, nothing for no disks."""
+    if found.disks:
+        yield "Vdev  BE handle state evt-ch ring-ref BE-path"
+    for each in found.disks:
+        path = _backend(found, "vbd", each.number)
+        yield f"{each.number:<5d}  {0:<3d}  {0:<3d}   {_state(each.state):<3d}    {-1:<3d}    {-1:<5d} {path:<30}  "
+
+
+def vifs(found: DeviceList) -> Iterator[str]:
+    """xm network-list; as xm does, nothing for no interfaces."""
+    if found.vifs:
+        yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
+    for each in found.vifs:
+        path, mac = _backend(found, "vif", each.number), each.vif.mac or ""
+        state = _state(each.state)
+        yield (
+            f"{each.number:<3d} {0:<3d}{mac:<17}    {each.number:<3d}   {state:<3d}    {-1:<3d}   "
+            f"{-1:<5d}/{-1:<5d}   {path:<30}  "
+        )
+
+
+def _backend(found: DeviceList, kind: str, number: int) -> str:
+    return "??" if found.domid is None else f"/local/domain/0/backend/{kind}/{found.domid}/{number}"
+
+
+def _state(state: str) -> int:
+    """xenbus' number for it."""
+    return {"attached": 4, "detaching": 5}.get(state, -1)
 
 
 def vcpus(lists: Iterable[VcpuList], host_cpus: int) -> Iterator[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from pyxen import api, snapshot_api
+from pyxen import api, device_api, snapshot_api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.errors import NotFound
 
 
@@ -138,6 +138,32 @@ class FakeClient(Client):
 
     def set_maxmem(self, ref: str, maxmem_mib: int) -> Domain:
         return self._order("set_maxmem", ref, maxmem_mib)
+
+    def devices(self, ref: str) -> device_api.DeviceList:
+        found = self.domain(ref)
+        config = found.config or DomainConfig(name=found.name)
+        state = "" if found.domid is None else "attached"
+        disks = [device_api.DiskDevice(51712 + 16 * n, state, disk) for n, disk in enumerate(config.disk)]
+        vifs = [device_api.VifDevice(number, state, vif) for number, vif in enumerate(config.vif)]
+        return device_api.DeviceList(found.domid, found.name, disks, vifs)
+
+    def attach_disk(self, ref: str, disk: Disk) -> Domain:
+        return self._order("attach_disk", ref, disk)
+
+    def detach_disk(self, ref: str, vdev: str) -> Domain:
+        return self._order("detach_disk", ref, vdev)
+
+    def change_disc(self, ref: str, vdev: str, target: str | None = None) -> Domain:
+        return self._order("change_disc", ref, vdev, target)
+
+    def resize_disk(self, ref: str, vdev: str, size_bytes: int) -> Domain:
+        return self._order("resize_disk", ref, vdev, size_bytes)
+
+    def attach_vif(self, ref: str, vif: Vif) -> Domain:
+        return self._order("attach_vif", ref, vif)
+
+    def detach_vif(self, ref: str, vif: str) -> Domain:
+        return self._order("detach_vif", ref, vif)
 
     def pin_vcpus(
         self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None

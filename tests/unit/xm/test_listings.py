@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.xm import tables
 from pyxen.xm.output import colour_state
 
 from .conftest import Xm
-from .fake import DOM0, HALTED, WEB, FakeClient
+from .fake import DOM0, HALTED, WEB, FakeClient, domain
 
 
 def test_list(xm: Xm) -> None:
@@ -166,3 +167,26 @@ def test_colour_keeps_the_width() -> None:
     from click import unstyle
 
     assert [unstyle(line) for line in painted] == plain
+
+
+def test_devices(xm: Xm, fake: FakeClient) -> None:
+    assert (xm("block-list", "web").out, xm("network-list", "web").out) == ("", "")
+    config = DomainConfig(
+        name="disky",
+        disk=(Disk(vdev="xvda", target="/srv/a.img"), Disk(vdev="xvdb", target="/srv/b.img")),
+        vif=(Vif(mac="00:16:3e:00:00:01", bridge="br0"),),
+    )
+    fake.there.append(domain("disky", 5, config=config))
+    assert xm("block-list", "disky").out == (
+        "Vdev  BE handle state evt-ch ring-ref BE-path\n"
+        "51712  0    0     4      -1     -1    /local/domain/0/backend/vbd/5/51712  \n"
+        "51728  0    0     4      -1     -1    /local/domain/0/backend/vbd/5/51728  \n"
+    )
+    assert xm("network-list", "disky").out == (
+        "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path\n"
+        "0   0  00:16:3e:00:00:01    0     4      -1    -1   /-1      /local/domain/0/backend/vif/5/0  \n"
+    )
+    assert xm("block-list", "-l", "disky").out.splitlines()[0] == "format=auto,vdev=xvda,access=rw,target=/srv/a.img"
+    assert xm("network-list", "-l", "disky").out == "mac=00:16:3e:00:00:01,bridge=br0\n"
+    assert json.loads(xm("block-list", "--format", "json", "disky").out)["disks"][1]["disk"]["vdev"] == "xvdb"
+    assert json.loads(xm("network-list", "--format", "json", "disky").out)["vifs"][0]["state"] == "attached"

@@ -10,11 +10,14 @@ import pytest
 
 from pyxen import api
 from pyxen.api import Image, PowerState, Progress, Trigger
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, Vif
 from pyxen.errors import PyxenError
 from pyxen.xm import wait
 
 from .conftest import Xm
 from .fake import WEB, FakeClient, domain, ended
+
+RAW = Disk(vdev="xvdb", target="/srv/a.img", format=DiskFormat.RAW, access=DiskAccess.READ)
 
 
 @pytest.fixture
@@ -39,6 +42,18 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
     ("words", "order"),
     [
         (("vcpu-set", "web", "4"), ("set_vcpus", "web", 4)),
+        (("block-attach", "web", "file:/srv/a.img", "xvdb", "r"), ("attach_disk", "web", RAW)),
+        (
+            ("block-attach", "web", "format=raw", "vdev=xvdb,access=ro", "target=/srv/a.img"),
+            ("attach_disk", "web", RAW),
+        ),
+        (("block-detach", "web", "xvdb"), ("detach_disk", "web", "xvdb")),
+        (("block-resize", "web", "xvdb", "2G"), ("resize_disk", "web", "xvdb", 2 << 30)),
+        (("cd-insert", "web", "hdc", "/srv/cd.iso"), ("change_disc", "web", "hdc", "/srv/cd.iso")),
+        (("cd-eject", "web", "hdc"), ("change_disc", "web", "hdc", None)),
+        (("network-attach", "web"), ("attach_vif", "web", Vif())),
+        (("network-attach", "web", "bridge=br0", "rate=1MB/s"), ("attach_vif", "web", Vif(bridge="br0", rate=10**6))),
+        (("network-detach", "web", "1"), ("detach_vif", "web", "1")),
         (("vcpu-pin", "web", "0", "0-3,^1"), ("pin_vcpus", "web", 0, "0-3,^1", None)),
         (("vcpu-pin", "web", "all", "ALL", "nodes:0"), ("pin_vcpus", "web", None, "all", "nodes:0")),
         (("vcpu-pin", "web", "1", "-", "2"), ("pin_vcpus", "web", 1, None, "2")),
@@ -70,6 +85,8 @@ def test_silent_orders_with_arguments(
     [
         (("vcpu-set", "web", "0"), "0 is not in the range"),
         (("vcpu-set", "web", "two"), "not a valid integer"),
+        (("block-attach", "web"), "issing argument"),
+        (("block-resize", "web", "xvdb", "big"), "not an amount"),
         (("vcpu-pin", "web", "both", "1"), "a VCPU's number, or all"),
         (("vcpu-pin", "web", "1"), "issing argument"),
         (("sched-credit", "-w", "512"), "No domain given"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyxen.abi.agent import PORT_NAME
 from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif, vif_numbers
-from pyxen.engine.contract import DomainSpec
+from pyxen.engine.contract import DomainSpec, vif_device
 from pyxen.engine.layers import Drive
 from pyxen.engine.process import marker
 from pyxen.engine.qemu.disks import device_words, disk_arguments
@@ -23,7 +23,6 @@ from pyxen.engine.qemu.slots import (
     RANDOM,
     VGA_MODELS,
     address,
-    card_id,
     has_virtio_console,
     laid_out,
 )
@@ -267,11 +266,11 @@ def card(spec: DomainSpec, number: int, vif: Vif) -> dict[str, object]:
     """The network card of a laid-out spec, as QMP's device_add takes it."""
     return {
         "driver": _network_card(spec.config, vif.model),
-        "id": card_id(number),
+        "id": vif_device(number),
         "netdev": f"vif{number}",
         "mac": vif.mac,
         "romfile": "",
-        **address(spec.config, spec.slots, card_id(number)),
+        **address(spec.config, spec.slots, vif_device(number)),
     }
 
 

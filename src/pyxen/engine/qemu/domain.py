@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pyxen.api import Trigger
-from pyxen.config.model import DomainType
+from pyxen.config.model import Disk, DomainType, Vif, vif_numbers
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
-from pyxen.engine.domain import ProcessDomain
+from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, vif_device
+from pyxen.engine.domain import ProcessDomain, save_info
+from pyxen.engine.forwards import describe
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.qemu import hotplug
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.qmp import Session, execute, session
-from pyxen.engine.qemu.slots import has_virtio_console
+from pyxen.engine.qemu.slots import drive_bus, has_virtio_console
 from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
 
 _LOOK_S = 5.0
@@ -40,7 +42,10 @@ class QemuDomain(ProcessDomain):
         self._wanted = 0
         """How many this xend has been asked for; 0: none yet."""
         self._replugging: asyncio.Task[None] | None = None
+        self._freeing: set[asyncio.Task[None]] = set()
+        self._history = True
         super().__init__(spec, directory, pid, inotify, info)
+        self._history = False
 
     @property
     def online(self) -> Collection[int]:
@@ -55,6 +60,57 @@ class QemuDomain(ProcessDomain):
         with contextlib.suppress(PyxenError):
             slots = await execute(self.directory, "query-hotpluggable-cpus", timeout_s=_LOOK_S)
             self._plugged = {slot["props"]["core-id"] for slot in slots if "qom-path" in slot}
+
+    async def learn_devices(self) -> None:
+        """See which devices of the spec there are: one may have been about to come or go when an earlier xend died."""
+        if not self.alive:
+            return
+        with contextlib.suppress(PyxenError):
+            async with session(self.directory, timeout_s=_LOOK_S) as monitor:
+                there = await hotplug.plugged(monitor)
+                for device in self._missing(there):
+                    await hotplug.free(monitor, device)
+                    self._has_left(device)
+
+    def _missing(self, there: Collection[str]) -> list[str]:
+        config = self.spec.config
+        wanted = [disk.vdev for disk in config.disk] + [vif_device(number) for number in vif_numbers(config.vif)]
+        return [device for device in wanted if device in self.spec.slots and device not in there]
+
+    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        self._refuse_stopped("plug a device into")
+        hotplug.check_pluggable(spec.config, device if isinstance(device, Disk) else None)
+        async with self._session() as monitor:
+            if isinstance(device, Disk):
+                await hotplug.add_disk(monitor, device, spec)
+            else:
+                number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+                await hotplug.add_card(monitor, number, device, spec, self.info)
+                save_info(self.directory, self.info)
+        self.spec = spec
+
+    async def unplug(self, device: str) -> None:
+        self._refuse_stopped("unplug a device of")
+        disk = next((disk for disk in self.spec.config.disk if disk.vdev == device), None)
+        hotplug.check_pluggable(self.spec.config, disk)
+        async with self._session() as monitor:
+            await hotplug.remove(monitor, device)
+
+    async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
+        self._refuse_stopped("change a disc of")
+        if drive_bus(spec.config, disk) == "virtio":
+            raise Unsupported(
+                f"{disk.vdev} of '{spec.config.name}' is no drive whose disc can be changed: a pvh domain has none",
+                hint=f"Another disk can be attached: xm block-attach {spec.config.name} …",
+            )
+        async with self._session() as monitor:
+            await hotplug.change_disc(monitor, disk)
+        self.spec = spec
+
+    async def resize_disk(self, vdev: str, size: int) -> None:
+        self._refuse_stopped("resize a disk of")
+        async with self._session() as monitor:
+            await hotplug.resize(monitor, vdev, size)
 
     async def pause(self) -> None:
         await self._order("pause", "stop")
@@ -218,6 +274,8 @@ class QemuDomain(ProcessDomain):
     def close(self) -> None:
         if self._replugging is not None:
             self._replugging.cancel()
+        for task in self._freeing:
+            task.cancel()
         super().close()
 
     def _look(self) -> None:
@@ -226,11 +284,27 @@ class QemuDomain(ProcessDomain):
             number = device.removeprefix(VCPU_ID)
             if number != device and number.isdigit():
                 self._plugged.discard(int(number))
+            elif not self._history:
+                task = asyncio.create_task(self._free(device))
+                self._freeing.add(task)
+                task.add_done_callback(self._freeing.discard)
         self._events.fate.unplugged.clear()
         missing = set(range(self._wanted)) - self._plugged
         if missing and self.stopped is None and (self._replugging is None or self._replugging.done()):
             # More were asked for again before the guest had let go of these.
             self._replugging = asyncio.create_task(self._replug())
+
+    async def _free(self, device: str) -> None:
+        with contextlib.suppress(PyxenError):
+            async with session(self.directory) as monitor:
+                await hotplug.free(monitor, device)
+        number = next((n for n in vif_numbers(self.spec.config.vif) if vif_device(n) == device), None)
+        if number is not None:
+            vif = self.spec.config.vif[vif_numbers(self.spec.config.vif).index(number)]
+            gone = set(map(describe, vif.forward))
+            self.info.forwards[:] = [forward for forward in self.info.forwards if forward not in gone]
+            save_info(self.directory, self.info)
+        self._has_left(device)
 
     async def _replug(self) -> None:
         with contextlib.suppress(PyxenError):
@@ -270,6 +344,20 @@ class QemuDomain(ProcessDomain):
         if self.stopped is not None:
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
 
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
+        """Several commands, with what goes wrong in the domain's name."""
+        try:
+            async with session(self.directory) as monitor:
+                yield monitor
+        except PyxenError as error:
+            raise self._named(error) from error
+
+    def _named(self, error: PyxenError) -> PyxenError:
+        if not self.alive:
+            return Conflict(f"'{self.spec.config.name}' is gone")
+        return type(error)(f"'{self.spec.config.name}': {error.message}", hint=error.hint)
+
     async def _execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, fd: tuple[str, int] | None = None
     ) -> Any:
@@ -277,9 +365,7 @@ class QemuDomain(ProcessDomain):
             # A core of many GiB takes its time.
             return await execute(self.directory, command, arguments, fd=fd, timeout_s=30.0 if fd is None else None)
         except PyxenError as error:
-            if not self.alive:
-                raise Conflict(f"'{self.spec.config.name}' is gone") from error
-            raise type(error)(f"'{self.spec.config.name}': {error.message}", hint=error.hint) from error
+            raise self._named(error) from error
 
 
 async def _set_capabilities(monitor: Session, wanted: Mapping[str, bool]) -> None:

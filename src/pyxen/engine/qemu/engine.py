@@ -176,6 +176,7 @@ class QemuEngine:
         domain = QemuDomain.adopt(spec, directory, self._watcher())
         if domain is not None:
             await domain.learn_vcpus()
+            await domain.learn_devices()
         return domain
 
     def reap(self, directory: Path) -> None:

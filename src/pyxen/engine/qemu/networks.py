@@ -42,10 +42,13 @@ def open_networks(spec: DomainSpec, descriptors: Descriptors, info: StartedInfo)
     Raises ResourceExhausted for a port that is in use, Unsupported or NotFound for a bridge.
     """
     numbers = vif_numbers(spec.config.vif)
-    return [_netdev(spec, number, vif, descriptors, info) for number, vif in zip(numbers, spec.config.vif, strict=True)]
+    return [
+        open_network(spec, number, vif, descriptors, info) for number, vif in zip(numbers, spec.config.vif, strict=True)
+    ]
 
 
-def _netdev(spec: DomainSpec, number: int, vif: Vif, descriptors: Descriptors, info: StartedInfo) -> str:
+def open_network(spec: DomainSpec, number: int, vif: Vif, descriptors: Descriptors, info: StartedInfo) -> str:
+    """Make what one vif needs; returns its netdev. Raises as :func:`open_networks` does."""
     if not vif.bridge:
         check_ports(vif.forward)
         info.forwards += map(describe, vif.forward)

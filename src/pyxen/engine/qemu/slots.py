@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, vif_numbers
-from pyxen.engine.contract import DomainSpec
+from pyxen.engine.contract import DomainSpec, vif_device
 from pyxen.errors import ResourceExhausted
 
 VGA_MODELS = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
@@ -49,11 +49,6 @@ def has_virtio_console(spec: DomainSpec) -> bool:
     return spec.config.type is DomainType.PVH and "console=hvc0" in spec.cmdline.split()
 
 
-def card_id(number: int) -> str:
-    """The id of a network card."""
-    return f"nic{number}"
-
-
 def laid_out(spec: DomainSpec) -> DomainSpec:
     """The same with a slot for each of its devices: its own where it has one, else the first that is free.
 
@@ -89,7 +84,7 @@ def _devices(spec: DomainSpec) -> list[str]:
         *([CONSOLE] if has_virtio_console(spec) else []),
         *([SATA] if hvm and any(drive_bus(config, disk) == "sata" for disk in disks) else []),
         *(disk.vdev for disk in disks if drive_bus(config, disk) == "virtio" and disk.target),
-        *(card_id(number) for number in vif_numbers(config.vif)),
+        *(vif_device(number) for number in vif_numbers(config.vif)),
         BALLOON,
         RANDOM,
         AGENTS,

@@ -18,6 +18,7 @@ from pyxen.config.schema import schema
 from pyxen.xend.core import Core
 from pyxen.xend.http import (
     routes_cpupools,
+    routes_devices,
     routes_domains,
     routes_host,
     routes_images,
@@ -54,6 +55,7 @@ def make_operations(version: str, log_path: Path) -> Sequence[Operation]:
     table = (
         *routes_host.operations(version, log_path),
         *routes_domains.OPERATIONS,
+        *routes_devices.OPERATIONS,
         *routes_images.OPERATIONS,
         *routes_scheduling.OPERATIONS,
         *routes_snapshots.OPERATIONS,

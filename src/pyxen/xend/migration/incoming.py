@@ -174,6 +174,7 @@ class Incoming:
                 config=config,
                 state=out,
                 machine=offer.head.machine,
+                slots=offer.head.slots,
                 engine=offer.head.engine,
                 late_disks=not offer.paused,
                 accept=accept,

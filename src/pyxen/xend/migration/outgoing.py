@@ -176,6 +176,7 @@ class Outgoing:
             save_id=migration_id,
             engine=record.engine or "",
             machine=await live.process.machine(),
+            slots=live.spec.slots,
             config=msgspec.structs.replace(as_built(record, live), disk=live.spec.config.disk),
             managed=record.managed,
             restart_count=record.restart_count,

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from pyxen import agent_api, api, snapshot_api
+from pyxen import agent_api, api, device_api, snapshot_api
 from pyxen.api import PowerState
-from pyxen.config.model import DomainConfig
+from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import Verdict
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unavailable, Unsupported
@@ -24,6 +24,7 @@ from pyxen.xend.agent import begin_on
 from pyxen.xend.agent_link import Command, Link
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
+from pyxen.xend.devices import Devices
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.scheduling import Scheduling
@@ -44,6 +45,36 @@ class FakeScheduling(Scheduling):
         return self._core.get(ref)
 
     async def set_credit(self, ref: str, request: api.SetCreditRequest) -> api.Domain:
+        return self._core.get(ref)
+
+
+class FakeDevices(Devices):
+    """Takes what is asked for; nothing is there."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    def list(self, ref: str) -> device_api.DeviceList:
+        domain = self._core.get(ref)
+        return device_api.DeviceList(domain.domid, domain.name, [], [])
+
+    async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
+        return self._core.get(ref)
+
+    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
+        self._core.get(ref)
+        raise NotFound(f"Cannot find device '{vdev}' in domain '{ref}'")
+
+    async def change_disc(self, ref: str, vdev: str, target: str) -> api.Domain:
+        return self._core.get(ref)
+
+    async def resize_disk(self, ref: str, vdev: str, size: int) -> api.Domain:
+        return self._core.get(ref)
+
+    async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
+        return self._core.get(ref)
+
+    async def detach_vif(self, ref: str, which: str) -> api.Domain:
         return self._core.get(ref)
 
 
@@ -170,6 +201,7 @@ class FakeCore:
         self.domains: dict[str, api.Domain] = {}
         self.places: builtins.list[Place] = []
         self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
+        self.devices = FakeDevices(self)
         self.scheduling = FakeScheduling(self)
         self.cpupools = FakeCpuPools(self)
         self.agent = FakeAgents(self)

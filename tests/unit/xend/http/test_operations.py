@@ -58,6 +58,16 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         ("set-memory", {"memory_mib": 64}, 202),
         ("set-memory", {"memory_mib": "64M"}, 400),
         ("set-maxmem", {"maxmem_mib": 512}, 200),
+        ("attach-disk", {"disk": {"vdev": "xvdb", "target": "/srv/a.img"}}, 200),
+        ("attach-disk", {"disk": {"vdev": "b", "target": "/srv/a.img"}}, 400),
+        ("detach-disk", {"vdev": "xvdb"}, 404),
+        ("change-disc", {"vdev": "hdc"}, 200),
+        ("change-disc", {"vdev": "hdc", "target": "cd.iso"}, 400),
+        ("resize-disk", {"vdev": "xvdb", "size_bytes": 512}, 200),
+        ("resize-disk", {"vdev": "xvdb", "size_bytes": 0}, 400),
+        ("attach-vif", {"vif": {}}, 200),
+        ("attach-vif", {"vif": {"mac": "1"}}, 400),
+        ("detach-vif", {"vif": "0"}, 200),
         ("pin-vcpus", {"vcpu": 0, "cpus": "0-3,^1", "cpus_soft": "all"}, 200),
         ("pin-vcpus", {"cpus": "9"}, 400),
         ("pin-vcpus", {"cpus": "0;1"}, 400),
@@ -78,6 +88,7 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         assert answer.status_code == status, (verb, body, answer.text)
     assert (await client.post("/v1/domains/web/dump-core")).json()["name"] == "web"
     assert (await client.get("/v1/domains/web")).json()["memory_mib"] == 64
+    assert (await client.get("/v1/domains/web/devices")).json()["disks"] == []
 
 
 async def test_cpu_pools(client: httpx2.AsyncClient, core: FakeCore) -> None:

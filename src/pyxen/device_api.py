@@ -1,0 +1,66 @@
+"""What goes over HTTP about a domain's disks and network interfaces; see :mod:`pyxen.api`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from pyxen.api import HostPath
+from pyxen.config.model import Disk, Vif
+
+
+class DiskDevice(Struct):
+    """A disk of a domain. ``number`` is Xen's for the device: 51712 is xvda."""
+
+    number: int
+    state: str
+    """``attached``, ``detaching``; empty: the domain doesn't run."""
+    disk: Disk
+
+
+class VifDevice(Struct):
+    """A network interface of a domain."""
+
+    number: int
+    state: str
+    vif: Vif
+
+
+class DeviceList(Struct):
+    domid: int | None
+    name: str
+    disks: list[DiskDevice]
+    vifs: list[VifDevice]
+
+
+class AttachDiskRequest(Struct, forbid_unknown_fields=True):
+    disk: Disk
+
+
+DeviceRef = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class DetachDiskRequest(Struct, forbid_unknown_fields=True):
+    vdev: DeviceRef
+    """``xvdb``, or its number."""
+
+
+class ChangeDiscRequest(Struct, forbid_unknown_fields=True):
+    vdev: DeviceRef
+    target: HostPath | None = None
+    """The disc's image; None: leave the drive empty."""
+
+
+class ResizeDiskRequest(Struct, forbid_unknown_fields=True):
+    vdev: DeviceRef
+    size_bytes: Annotated[int, Meta(ge=512, le=1 << 62)]
+
+
+class AttachVifRequest(Struct, forbid_unknown_fields=True):
+    vif: Vif
+
+
+class DetachVifRequest(Struct, forbid_unknown_fields=True):
+    vif: DeviceRef
+    """Its number, or its MAC."""

@@ -1,0 +1,174 @@
+"""Disks and network cards that come and go while a QEMU runs.
+
+Files and taps are opened here and handed over, as at the start: QEMU's user may not be allowed to. What a device stood
+on (its block nodes with their fd sets, its netdev) is freed when the guest has let the device go, and not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from pyxen.config.model import Disk, DomainConfig, DomainType, Vif
+from pyxen.engine.contract import DomainSpec, StartedInfo, vif_device
+from pyxen.engine.descriptors import Descriptors
+from pyxen.engine.forwards import slirp_words
+from pyxen.engine.layers import Drive, block_nodes, node_name, open_drives
+from pyxen.engine.qemu.argv import card
+from pyxen.engine.qemu.disks import disk_device
+from pyxen.engine.qemu.networks import open_network
+from pyxen.engine.qemu.qmp import Session
+from pyxen.engine.qemu.slots import drive_bus
+from pyxen.errors import InvalidRequest, PyxenError, Unsupported
+
+_FD_SET = re.compile(rb"/dev/fdset/([0-9]+)")
+_CARD = re.compile(r"nic([0-9]+)")
+
+
+def check_pluggable(config: DomainConfig, disk: Disk | None = None) -> None:
+    """Raises Unsupported where a device (``disk``, or a card) can't come and go while the domain runs."""
+    if disk is not None and drive_bus(config, disk) != "virtio":
+        raise Unsupported(
+            f"disk {disk.vdev}: nothing can be plugged into IDE or SATA, or out of it, while a domain runs",
+            hint="Call it xvdb, xvdc, … to have it on virtio; xm cd-insert changes a CD-ROM drive's disc.",
+        )
+    if config.type is DomainType.HVM and config.hdtype == "ahci":
+        raise Unsupported(
+            f"'{config.name}' has hdtype=ahci, a machine into which nothing can be plugged while it runs",
+            hint="hdtype=ide has the machine into which it can.",
+        )
+
+
+async def add_disk(monitor: Session, disk: Disk, spec: DomainSpec) -> None:
+    """Plug in a disk of the laid-out ``spec``. Raises PyxenError; then nothing of it is left."""
+    await free(monitor, disk.vdev)
+    try:
+        drive = await _open(monitor, disk)
+        await monitor.execute("device_add", disk_device(spec, drive))
+    except BaseException:
+        await free(monitor, disk.vdev)
+        raise
+
+
+async def change_disc(monitor: Session, disk: Disk) -> None:
+    """Put ``disk``'s disc into its drive, in place of the one that is there; no target: leave it empty."""
+    drive = {"id": disk.vdev}
+    await monitor.execute("blockdev-open-tray", {**drive, "force": True})
+    await monitor.execute("blockdev-remove-medium", drive)
+    await free(monitor, disk.vdev)
+    try:
+        if disk.target:
+            opened = await _open(monitor, disk)
+            await monitor.execute("blockdev-insert-medium", {**drive, "node-name": node_name(opened)})
+    except BaseException:
+        await free(monitor, disk.vdev)
+        raise
+    finally:
+        await monitor.execute("blockdev-close-tray", drive)
+
+
+async def resize(monitor: Session, vdev: str, size: int) -> None:
+    """Make a disk ``size`` bytes long. Raises InvalidRequest if it is longer already."""
+    name = node_name_of(vdev)
+    nodes = await _nodes(monitor)
+    now = int(nodes[name]["image"]["virtual-size"])
+    if size < now:
+        raise InvalidRequest(
+            f"disk {vdev} has {now} bytes, and can't be made smaller while a domain uses it",
+            hint="What lies behind the new end would be lost.",
+        )
+    await monitor.execute("block_resize", {"node-name": name, "size": size})
+
+
+async def add_card(monitor: Session, number: int, vif: Vif, spec: DomainSpec, info: StartedInfo) -> None:
+    """Plug in a network card of the laid-out ``spec``; forwards and warnings go into ``info``."""
+    device = vif_device(number)
+    await free(monitor, device)
+    name = f"vif{number}"
+    try:
+        with Descriptors() as descriptors:
+            if vif.bridge:
+                await asyncio.to_thread(open_network, spec, number, vif, descriptors, info)
+                await monitor.execute("getfd", {"fdname": name}, fd=descriptors.fds[0])
+                netdev: dict[str, object] = {"type": "tap", "id": name, "fd": name}
+            else:
+                await asyncio.to_thread(open_network, spec, number, vif, descriptors, info)
+                words = (word.removeprefix("hostfwd=") for word in slirp_words(vif.forward))
+                netdev = {"type": "user", "id": name, "hostfwd": [{"str": word} for word in words]}
+            await monitor.execute("netdev_add", netdev)
+        await monitor.execute("device_add", card(spec, number, vif))
+    except BaseException:
+        await free(monitor, device)
+        raise
+
+
+async def remove(monitor: Session, device: str) -> None:
+    """Ask the guest to let go of a device; does not wait for it."""
+    try:
+        await monitor.execute("device_del", {"id": device})
+    except PyxenError as error:
+        # The guest has been asked before, and has not answered yet.
+        if "already in the process of unplug" not in error.message:
+            raise
+
+
+async def plugged(monitor: Session) -> set[str]:
+    """The ids of all devices that have one."""
+    found = await monitor.execute("qom-list", {"path": "/machine/peripheral"})
+    return {each["name"] for each in found}
+
+
+async def free(monitor: Session, device: str) -> None:
+    """Let go of what a device stood on that isn't there (any more), if there is such a thing."""
+    if (number := _CARD.fullmatch(device)) is not None:
+        with contextlib.suppress(PyxenError):
+            await monitor.execute("netdev_del", {"id": f"vif{number[1]}"})
+        return
+    nodes = await _nodes(monitor)
+    # The one that the guest saw first: those below are in use by it.
+    names = sorted((name for name in nodes if name.rpartition(".")[0] == device), key=lambda name: int(name[-1]))
+    sets = {int(each) for name in names for each in _FD_SET.findall(msgspec.json.encode(nodes[name]))}
+    for name in names:
+        with contextlib.suppress(PyxenError):
+            await monitor.execute("blockdev-del", {"node-name": name})
+    for each in sets:
+        with contextlib.suppress(PyxenError):
+            await monitor.execute("remove-fd", {"fdset-id": each})
+
+
+def node_name_of(vdev: str) -> str:
+    """The block node that a disk's guest sees."""
+    return node_name(Drive(Disk(vdev=vdev), ()))
+
+
+async def _open(monitor: Session, disk: Disk) -> Drive:
+    """Open a disk's layers, give them to QEMU, and make its block nodes of them."""
+    sets = await monitor.execute("query-fdsets")
+    with Descriptors(first=max((each["fdset-id"] for each in sets), default=0) + 1) as descriptors:
+        (drive,) = await asyncio.to_thread(open_drives, [disk], descriptors)
+        for number, fd in descriptors.sets.items():
+            await monitor.execute("add-fd", {"fdset-id": number}, fd=fd)
+        for node in block_nodes(drive):
+            await monitor.execute("blockdev-add", _nested(node))
+    return drive
+
+
+async def _nodes(monitor: Session) -> Mapping[str, Any]:
+    return {node["node-name"]: node for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
+
+
+def _nested(node: Mapping[str, str | bool]) -> dict[str, Any]:
+    """Properties with dots in their names as QMP wants them: ``file.driver`` is ``driver`` of ``file``."""
+    nested: dict[str, Any] = {}
+    for key, value in node.items():
+        *above, last = key.split(".")
+        place = nested
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return nested

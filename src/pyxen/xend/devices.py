@@ -1,0 +1,305 @@
+"""Disks and network interfaces that come and go: of a running domain at once, of one that doesn't run at its start.
+
+What is wanted is written before a device is plugged in, so that no file is given out twice: into the folder's
+domain.json and into the record. A device is taken off both when its guest has let it go, whoever was waiting for that.
+A starting xend asks the monitor what is plugged in, and what is not is taken off (RunningDomain.on_unplugged).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pyxen import api, device_api
+from pyxen.backend.block import vdev_number
+from pyxen.config.check import check
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Vif, vif_numbers
+from pyxen.engine.contract import DomainSpec, vif_device
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
+from pyxen.xend.prepare import check_macs, check_sharing, complete, settle_disk
+from pyxen.xend.registry import Live
+from pyxen.xend.store import Phase, Record
+
+if TYPE_CHECKING:
+    from pyxen.xend.life import Life
+
+_VIF_DEVICE = re.compile(r"nic([0-9]+)")
+
+
+class Devices:
+    """Carries out what is asked of domains' devices."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._records = life.records
+
+    def list(self, ref: str) -> device_api.DeviceList:
+        """A domain's disks and network interfaces, as they are now."""
+        record = self._life.registry.find(ref)
+        live = self._life.registry.live.get(record.uuid)
+        config = live.spec.config if live else record.config
+        leaving = set(live.leaving) if live else set()
+
+        def state(device: str) -> str:
+            return "" if live is None else "detaching" if device in leaving else "attached"
+
+        disks = [
+            device_api.DiskDevice(device_number(config.type, disk.vdev), state(disk.vdev), disk) for disk in config.disk
+        ]
+        numbered = zip(vif_numbers(config.vif), config.vif, strict=True)
+        vifs = [device_api.VifDevice(number, state(vif_device(number)), vif) for number, vif in numbered]
+        return device_api.DeviceList(record.domid, record.name, disks, vifs)
+
+    async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
+        """Give a domain a disk."""
+        record = self._records.changeable(ref, "attach a disk to")
+        async with self._life.registry.lock(record.uuid):
+            live, warnings = self._records.present(record), list[str]()
+            config = _with_disk(record.config, disk)
+            check(config)
+            if live is not None and not disk.target:
+                raise Conflict(
+                    f"an empty drive can't be attached to '{record.name}' while it runs",
+                    hint="One that is in its description can be filled and emptied: xm cd-insert, xm cd-eject.",
+                )
+            settled = await asyncio.to_thread(settle_disk, disk, warnings)
+            if live is None:
+                await self._records.change(record, config=config)
+            else:
+                self._refuse_stopped(record, live, "attach a disk to")
+                wanted = _with_disk(live.spec.config, settled)
+                check(wanted)
+                await asyncio.to_thread(
+                    check_sharing, record.name, [settled], list(self._life.registry.running_specs())
+                )
+                await self._plug(record, live, settled, wanted, config)
+            self._life.tell("domain-device-attached", record, device=disk.vdev)
+        return self._view(record, warnings)
+
+    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
+        """Have the guest let go of a disk, by its name or number; returns when it has. Raises EngineError if not."""
+        record = self._records.changeable(ref, "detach a disk of")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.present(record)
+            disk = _find_disk(record, live, vdev)
+            if live is not None:
+                _own_disk(record, disk.vdev)
+        return await self._detach(record, live, disk.vdev)
+
+    async def change_disc(self, ref: str, vdev: str, target: str) -> api.Domain:
+        """Put a disc (an image's path; none: empty) into a CD-ROM drive, in place of what is there."""
+        record = self._records.changeable(ref, "change a disc of")
+        async with self._life.registry.lock(record.uuid):
+            live, warnings = self._records.present(record), list[str]()
+            disk = _find_disk(record, live, vdev)
+            if disk.devtype is not DiskType.CDROM:
+                raise Conflict(f"{disk.vdev} of '{record.name}' is a disk, not a CD-ROM drive")
+            own = _own_disk(record, disk.vdev)
+            format = DiskFormat.AUTO if target else own.format
+            wanted = msgspec.structs.replace(own, target=target, format=format)
+            config = _with_disc(record.config, wanted)
+            check(config)
+            settled = await asyncio.to_thread(settle_disk, wanted, warnings)
+            if live is None:
+                await self._records.change(record, config=config)
+            else:
+                self._refuse_stopped(record, live, "change a disc of")
+                others = [spec for spec in self._life.registry.running_specs() if spec.domid != live.spec.domid]
+                await asyncio.to_thread(check_sharing, record.name, [settled], others)
+                spec = _with_config(live.spec, _with_disc(live.spec.config, settled))
+                await live.process.change_disc(settled, spec)
+                await self._keep(live, spec)
+                await self._records.change(record, config=config)
+            self._life.tell("domain-disc-changed", record, device=disk.vdev, path=target)
+        return self._view(record, warnings)
+
+    async def resize_disk(self, ref: str, vdev: str, size: int) -> api.Domain:
+        """Make a running domain's disk longer: ``size`` is in bytes."""
+        record = self._records.changeable(ref, "resize a disk of")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.running(record)
+            disk = _find_disk(record, live, vdev)
+            self._refuse_stopped(record, live, "resize a disk of")
+            if disk.devtype is DiskType.CDROM or disk.access is DiskAccess.READ:
+                raise Conflict(f"{disk.vdev} of '{record.name}' is read-only")
+            if size % 512:
+                raise InvalidRequest(f"a disk has whole sectors of 512 bytes, {size} is no multiple of that")
+            await live.process.resize_disk(disk.vdev, size)
+            self._life.tell("domain-disk-resized", record, device=disk.vdev, size_bytes=size)
+        return self._view(record)
+
+    async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
+        """Give a domain a network interface."""
+        record = self._records.changeable(ref, "attach a network interface to")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.present(record)
+            config = complete(msgspec.structs.replace(record.config, vif=(*record.config.vif, vif)))
+            check(config)
+            if live is None:
+                await self._records.change(record, config=config)
+            else:
+                self._refuse_stopped(record, live, "attach a network interface to")
+                added = config.vif[-1]
+                check_macs([added], self._life.registry.running_specs())
+                wanted = msgspec.structs.replace(live.spec.config, vif=(*live.spec.config.vif, added))
+                await self._plug(record, live, added, wanted, config)
+            self._life.tell("domain-device-attached", record, device=vif_device(vif_numbers(config.vif)[-1]))
+        return self._view(record)
+
+    async def detach_vif(self, ref: str, which: str) -> api.Domain:
+        """Have the guest let go of a network interface, by its number or MAC; returns when it has."""
+        record = self._records.changeable(ref, "detach a network interface of")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.present(record)
+            config = live.spec.config if live else record.config
+            number = _find_vif(config, which)
+            if number is None:
+                raise NotFound(
+                    f"Cannot find device '{which}' in domain '{record.name}'",
+                    hint=f"See what there is: xm network-list {record.name}",
+                )
+        return await self._detach(record, live, vif_device(number))
+
+    # Parts
+
+    async def _plug(
+        self, record: Record, live: Live, device: Disk | Vif, wanted: DomainConfig, config: DomainConfig
+    ) -> None:
+        """Plug ``device`` in, which ``wanted`` (of this life) and ``config`` (of the next ones) have."""
+        engine = next(each for each in self._life.engines if each.name == record.engine)
+        await asyncio.to_thread(engine.check, wanted)
+        before, spec = live.spec, engine.lay_out(_with_config(live.spec, wanted))
+        old = record.config
+        await self._records.change(record, config=config)
+        try:
+            await self._keep(live, spec)
+            await live.process.plug(device, spec)
+        except BaseException:
+            await self._records.change(record, config=old)
+            await self._keep(live, before)
+            raise
+
+    async def _detach(self, record: Record, live: Live | None, device: str) -> api.Domain:
+        name = _shown(device)
+        async with self._life.registry.lock(record.uuid):
+            if live is None:
+                await self._records.change(record, config=_without(record.config, device))
+                self._life.tell("domain-device-detached", record, device=device)
+                return self._view(record)
+            self._refuse_stopped(record, live, "detach a device of")
+            await live.process.unplug(device)
+            gone = live.leaving.setdefault(device, asyncio.get_running_loop().create_future())
+        # Without the lock: the guest may take its time, and somebody may want it destroyed before.
+        timeout = self._life.settings.detach_timeout
+        await asyncio.wait([gone], timeout=timeout)
+        if gone.cancelled():
+            raise Conflict(f"'{record.name}' stopped before it had let go of {name}")
+        if not gone.done():
+            raise EngineError(
+                f"'{record.name}' has not let go of {name} within {timeout:g} s",
+                hint="It has been asked: when it does so later, the device goes then. A paused guest can't, nor one "
+                "that is still booting.",
+            )
+        return self._view(record)
+
+    async def _keep(self, live: Live, spec: DomainSpec) -> None:
+        live.spec = spec
+        await asyncio.to_thread(self._life.write_spec, spec)
+
+    def _refuse_stopped(self, record: Record, live: Live, what: str) -> None:
+        if record.phase is not Phase.RUNNING or live.process.stopped is not None:
+            raise Conflict(f"cannot {what} '{record.name}': its guest has stopped")
+
+    def _view(self, record: Record, warnings: Iterable[str] = ()) -> api.Domain:
+        view = self._life.registry.view(record)
+        view.warnings = list(dict.fromkeys([*warnings, *view.warnings]))
+        return view
+
+
+async def unplugged(life: Life, uuid: str, domid: int, device: str) -> None:
+    """A domain's guest has let go of a device: take it off what is written of the domain."""
+    async with life.registry.lock(uuid):
+        record, live = life.registry.records.get(uuid), life.registry.live.get(uuid)
+        if record is None or live is None or live.spec.domid != domid:
+            return
+        slots = {key: slot for key, slot in live.spec.slots.items() if key != device}
+        live.spec = msgspec.structs.replace(live.spec, config=_without(live.spec.config, device), slots=slots)
+        try:
+            await life.records.change(record, config=_without(record.config, device))
+            await asyncio.to_thread(life.write_spec, live.spec)
+        except PyxenError as error:  # a later xend finds out by itself
+            life.log.error("detached device not written", name=record.name, device=device, error=str(error))
+        if (gone := live.leaving.pop(device, None)) is not None and not gone.done():
+            gone.set_result(None)
+        life.tell("domain-device-detached", record, device=device)
+
+
+def _shown(device: str) -> str:
+    number = _VIF_DEVICE.fullmatch(device)
+    return f"network interface {number[1]}" if number else f"disk {device}"
+
+
+def _with_config(spec: DomainSpec, config: DomainConfig) -> DomainSpec:
+    return msgspec.structs.replace(spec, config=config)
+
+
+def _with_disk(config: DomainConfig, disk: Disk) -> DomainConfig:
+    return msgspec.structs.replace(config, disk=(*config.disk, disk))
+
+
+def _with_disc(config: DomainConfig, drive: Disk) -> DomainConfig:
+    """The description with ``drive`` in place of what it was."""
+    disks = tuple(drive if each.vdev == drive.vdev else each for each in config.disk)
+    return msgspec.structs.replace(config, disk=disks)
+
+
+def device_number(kind: DomainType, vdev: str) -> int:
+    """Xen's number of a virtual device; the hd and sd of an HVM domain are the ones that Linux once had."""
+    index = ord(vdev[2]) - ord("a")
+    if kind is DomainType.HVM and vdev.startswith("hd"):
+        return (3, 22)[index // 2 % 2] << 8 | index % 2 << 6
+    if kind is DomainType.HVM and vdev.startswith("sd") and len(vdev) == 3:
+        return 8 << 8 | index % 16 << 4
+    return vdev_number(vdev)
+
+
+def _without(config: DomainConfig, device: str) -> DomainConfig:
+    """The description without a device; the interfaces that stay keep their numbers."""
+    if (match := _VIF_DEVICE.fullmatch(device)) is None:
+        return msgspec.structs.replace(config, disk=tuple(disk for disk in config.disk if disk.vdev != device))
+    left = [(n, vif) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if n != int(match[1])]
+    vifs = tuple(vif for _, vif in left)
+    if vif_numbers(vifs) != [number for number, _ in left]:
+        vifs = tuple(msgspec.structs.replace(vif, devid=number) for number, vif in left)
+    return msgspec.structs.replace(config, vif=vifs)
+
+
+def _find_disk(record: Record, live: Live | None, ref: str) -> Disk:
+    config = live.spec.config if live else record.config
+    for disk in config.disk:
+        if ref in (disk.vdev, str(device_number(config.type, disk.vdev)), f"/dev/{disk.vdev}"):
+            return disk
+    raise NotFound(
+        f"Cannot find device '{ref}' in domain '{record.name}'",
+        hint=f"See what there is: xm block-list {record.name}",
+    )
+
+
+def _own_disk(record: Record, vdev: str) -> Disk:
+    """The disk as the description has it. Raises Conflict for one that is not its own to change."""
+    found = next((disk for disk in record.config.disk if disk.vdev == vdev), None)
+    if found is None:
+        raise Conflict(f"{vdev} of '{record.name}' is the root disk of its image, without which it can't run")
+    return found
+
+
+def _find_vif(config: DomainConfig, which: str) -> int | None:
+    mac = which.lower().replace("-", ":")
+    for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
+        if which == str(number) or mac == vif.mac:
+            return number
+    return None

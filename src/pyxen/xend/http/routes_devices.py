@@ -1,0 +1,69 @@
+"""Operations on a domain's disks and network interfaces."""
+
+from __future__ import annotations
+
+from pyxen import api, device_api
+from pyxen.xend.http.operation import Call, Operation
+
+_ONE = "/v1/domains/{domain}"
+_ERRORS = (404, 409, 422, 500, 507)
+
+
+async def _list(call: Call) -> device_api.DeviceList:
+    return call.core.devices.list(call.ref("domain"))
+
+
+async def _attach_disk(call: Call) -> api.Domain:
+    return await call.core.devices.attach_disk(call.ref("domain"), call.body.disk)
+
+
+async def _detach_disk(call: Call) -> api.Domain:
+    return await call.core.devices.detach_disk(call.ref("domain"), call.body.vdev)
+
+
+async def _change_disc(call: Call) -> api.Domain:
+    return await call.core.devices.change_disc(call.ref("domain"), call.body.vdev, call.body.target or "")
+
+
+async def _resize_disk(call: Call) -> api.Domain:
+    return await call.core.devices.resize_disk(call.ref("domain"), call.body.vdev, call.body.size_bytes)
+
+
+async def _attach_vif(call: Call) -> api.Domain:
+    return await call.core.devices.attach_vif(call.ref("domain"), call.body.vif)
+
+
+async def _detach_vif(call: Call) -> api.Domain:
+    return await call.core.devices.detach_vif(call.ref("domain"), call.body.vif)
+
+
+OPERATIONS = (
+    Operation(
+        "GET", f"{_ONE}/devices", "listDevices", "A domain's disks and network interfaces", _list,
+        result=device_api.DeviceList, errors=(404,),
+    ),
+    Operation(
+        "POST", f"{_ONE}/attach-disk", "attachDisk", "Give a domain a disk", _attach_disk,
+        body=device_api.AttachDiskRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/detach-disk", "detachDisk", "Have the guest let go of a disk; waits for it", _detach_disk,
+        body=device_api.DetachDiskRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/change-disc", "changeDisc", "Put a disc into a CD-ROM drive, or take it out", _change_disc,
+        body=device_api.ChangeDiscRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/resize-disk", "resizeDisk", "Make a running domain's disk longer", _resize_disk,
+        body=device_api.ResizeDiskRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/attach-vif", "attachVif", "Give a domain a network interface", _attach_vif,
+        body=device_api.AttachVifRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/detach-vif", "detachVif", "Have the guest let go of a network interface; waits for it",
+        _detach_vif, body=device_api.DetachVifRequest, result=api.Domain, errors=_ERRORS,
+    ),
+)  # fmt: skip
