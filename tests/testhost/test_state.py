@@ -1,4 +1,4 @@
-"""Saving and restoring a domain of the Xen engine: a guest that works on its disk and its networks."""
+"""Saving and restoring a domain of the Xen engine: a guest that works on its disk."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def test_a_guest_goes_on_from_where_it_was_saved(files: dict[str, Path]) -> None
         assert abs(int(told["date"])) < 300, "the time of day is the host's"
         assert uptime <= int(told["uptime"]), "its clock never goes back"
         uptime = int(told["uptime"]) if word != "goes-on" else uptime
-        assert told["results"] == "0 0", rounds
+        assert told["results"] == "0", rounds
         assert told["complaints"] == "0", rounds
-    assert found["heard"]
     assert found["domid"] == _CYCLES + 2, "each one is a new domain"
     assert found["log"].count("domain restored") == _CYCLES + 1
