@@ -34,7 +34,7 @@ class HostileCaller:
         spec = DomainSpec(domid=7, uuid=uuid, config=DomainConfig(name="fuzzed", memory=64, vcpus=2), kernel="/k")
         process.spec = spec
         process.stop_reason = None
-        process._paused = process._suspended = False
+        process._paused = process._suspended = process._suspending = False
         process.domain = ScriptedGuest().domain
         process.local = Local(Store())
         process.toolstack = Toolstack(process.local, spec, store_port=1, console_port=2)

@@ -324,17 +324,16 @@ class Domains:
 
     async def restore(self, request: api.RestoreRequest) -> api.Domain:
         record, warnings = await self._saving.restore(request)
-        self.agent.tell_soon(self._records.running(record))
         return self._with_warnings(record, warnings)
 
     async def revert(self, ref: str, snapshot: str, request: snapshot_api.RevertRequest) -> api.Domain:
         record, warnings = await self.snapshots.revert(ref, snapshot, request)
-        self.agent.tell_soon(self._records.running(record))
+        self._life.restored(record)
         return self._with_warnings(record, warnings)
 
     async def clone(self, ref: str, request: snapshot_api.CloneRequest) -> api.Domain:
         record, warnings = await self._clones.clone(ref, request)
-        self.agent.tell_soon(self._records.running(record))
+        self._life.restored(record)
         return self._with_warnings(record, warnings)
 
     async def build_image(self, name: str, request: api.BuildRequest) -> AsyncIterator[api.Progress]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -21,6 +23,7 @@ from pyxen.xend.agent_link import Command, Link
 def program() -> str:
     """The agent's path, compiled once."""
     folder = Path(tempfile.mkdtemp(prefix="pyxen-agent-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "agent"
     path.write_bytes(compiler.build(agent.main))
     path.chmod(0o755)
@@ -29,8 +32,10 @@ def program() -> str:
 
 def start(port: socket.socket) -> subprocess.Popen[bytes]:
     """An agent on our end of a connection, which it takes over. It ends when the other end is closed."""
+    # As in a guest: none of the signals is ignored, whoever has started the tests.
+    default = ["env", "--default-signal", program(), "-"]
     with port:
-        return subprocess.Popen([program(), "-"], stdin=port.fileno(), stdout=subprocess.DEVNULL, cwd="/")
+        return subprocess.Popen(default, stdin=port.fileno(), stdout=subprocess.DEVNULL, cwd="/")
 
 
 @asynccontextmanager

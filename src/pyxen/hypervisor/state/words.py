@@ -1,7 +1,7 @@
 """What the sections of a saved state hold, but for memory: MessagePack of these.
 
 A restored domain is a new one, with new event channels, grants and xenstore, to which its guest connects again (as with
-Xen, see docs/decisions/0008): so none of those is here.
+Xen, see docs/decisions/0012): so none of those is here.
 """
 
 from __future__ import annotations

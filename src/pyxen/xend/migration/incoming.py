@@ -38,6 +38,7 @@ class _Arrival:
     task: asyncio.Task[int]
     accepted: bool = False
     """It is ours, or about to be."""
+    given_up: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """That has been written down, or it has failed."""
 
@@ -161,6 +162,8 @@ class Incoming:
             reached("loaded", link)
             await link.send(wire.Loaded())
             await link.expect(wire.Commit)
+            if self._arrivals[offer.id].given_up:
+                raise wire.Broken("the other side asked again before it said that")
             self._arrivals[offer.id].accepted = True
             reached("accepted", link)
             kept = "kept" if offer.head.managed or record.managed else "once"
@@ -186,7 +189,7 @@ class Incoming:
                 build.cancel()  # the connection is gone: nothing more will come
                 await asyncio.wait((build,))
                 pump.result()
-            await build
+            await asyncio.shield(build)  # cancelled twice, it would not tidy up
             reached("arrived", link)
         except asyncio.CancelledError:
             build.cancel()
@@ -221,7 +224,8 @@ class Incoming:
     async def _verdict(self, migration_id: str) -> bool:
         arrival = self._arrivals.get(migration_id)
         if arrival is not None:
-            if not arrival.accepted:
+            if not arrival.accepted and not arrival.given_up:
+                arrival.given_up = True
                 arrival.task.cancel()
             await arrival.settled.wait()
         return await self._life.store.meta(_remembered(migration_id)) is not None

@@ -49,6 +49,14 @@ class _Move:
     task: asyncio.Task[None]
     given: bool = False
     """It can't be called off any more."""
+    ending: bool = False
+    """It has failed or was called off: the domain is being let go on here."""
+
+    def stop(self) -> None:
+        """Call it off, once: a second time would stop what lets the domain go on."""
+        if not self.given and not self.ending:
+            self.ending = True
+            self.task.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +104,8 @@ class Outgoing:
             except asyncio.CancelledError:
                 raise Conflict("the migration was called off: the domain goes on here") from None
         finally:
-            if not move.given:
-                move.task.cancel()
-            await asyncio.gather(move.task, return_exceptions=True)
+            move.stop()
+            await asyncio.wait((move.task,))
 
     async def cancel(self, ref: str) -> Record:
         """Call a migration off; returns when the domain goes on here. Raises Conflict if there is none, or too late."""
@@ -108,16 +115,16 @@ class Outgoing:
             raise Conflict(f"Domain '{record.name}' is not being migrated")
         if move.given:
             raise Conflict(f"'{record.name}' has been given to the other host", hint="See: xm list, here and there.")
-        move.task.cancel()
-        await asyncio.gather(move.task, return_exceptions=True)
+        move.stop()
+        await asyncio.wait((move.task,))
         return record
 
     async def interrupt(self, uuid: str) -> None:
         """Call off whatever is being sent of this domain, if that can still be done."""
         move = self._moves.get(uuid)
         if move is not None and not move.given:
-            move.task.cancel()
-            await asyncio.gather(move.task, return_exceptions=True)
+            move.stop()
+            await asyncio.wait((move.task,))
 
     async def here(self, ref: str) -> Record:
         """Let a given domain go on here without an answer: somebody has made sure that it doesn't run there."""
@@ -232,6 +239,7 @@ class Outgoing:
             if live.process.stopped is not None:
                 raise Conflict(f"the guest of '{record.name}' has stopped meanwhile")
         except BaseException as error:
+            self._moves[record.uuid].ending = True
             link.cut()  # before anything else: who hears nothing gives up
             sending.cancel()
             loaded.cancel()

@@ -41,11 +41,14 @@ async def test_a_domain_goes_there_and_back(pair: Pair) -> None:
     one, other = pair
     await create(one.xend)
     uuid = one.xend.domains.get("web").uuid
+    live = one.xend.life.registry.live[uuid]
+    live.spec = msgspec.structs.replace(live.spec, slots={"balloon": 17})
     told: list[str] = []
     other.xend.life.on_restored[:] = [lambda live: told.append(live.spec.config.name)]
     done = await migrate(one, other)
     assert done is not None
     assert told == ["web"]
+    assert other.xend.process("web").spec.slots["balloon"] == 17
     assert (done.name, done.host, done.domid) == ("web", "127.0.0.1", 1)
     assert (one.knows(), other.runs()) == (False, True)
     assert other.xend.domains.get("web").uuid == uuid
@@ -193,7 +196,8 @@ async def test_a_migration_can_be_called_off(pair: Pair, monkeypatch: pytest.Mon
             await outgoing.migrate("web", api.MigrateRequest(host="127.0.0.1", port=other.port))
         match way:
             case "cancel":
-                await outgoing.cancel("web")
+                record = one.xend.life.registry.find("web")
+                await asyncio.gather(outgoing.cancel("web"), outgoing.interrupt(record.uuid))  # twice is once
                 with pytest.raises(Conflict, match="was called off"):
                     await anext(moving)
             case "leave":
@@ -258,11 +262,12 @@ async def test_a_killed_xend_leaves_it_on_exactly_one_side(
     trying = asyncio.create_task(migrate(one, other))
     await asyncio.wait_for(dead.wait(), 20)
     monkeypatch.undo()
+    died = [move.task for move in one.xend.domains.migration.outgoing._moves.values()] if victim is one else []
     await victim.deaf()
     await victim.xend.die()
     await victim.start()
-    if victim is one:
-        trying.cancel()
+    for task in died:
+        task.cancel()
     await asyncio.gather(trying, return_exceptions=True)
     await until(lambda: one.runs() != other.runs() and one.knows() != other.knows())
     # A commit that was received, but not written down, is none.
