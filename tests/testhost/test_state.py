@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.testhost import run
 
-_CYCLES = int(os.environ.get("PYXEN_SAVE_CYCLES", "3"))
+_CYCLES = int(os.environ.get("PYXEN_SAVE_CYCLES", "1"))
 
 
 def test_a_guest_goes_on_from_where_it_was_saved(files: dict[str, Path]) -> None:

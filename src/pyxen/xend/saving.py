@@ -152,11 +152,12 @@ class Saving:
 
 def is_whole(record: Record) -> bool:
     """Has an earlier xend saved this domain, so that only its end was left to be seen to?"""
-    kind, save_id, _, *rest = (record.intended or "   ").split(" ", 3)
-    if kind != SAVE or not rest:
+    intended = record.intended or ""
+    if not intended.startswith(f"{SAVE} "):
         return False
+    _, save_id, _, path = intended.split(" ", 3)
     try:
-        return saved.read_head(Path(rest[0]))[0].save_id == save_id
+        return saved.read_head(Path(path))[0].save_id == save_id
     except PyxenError:
         return False
 

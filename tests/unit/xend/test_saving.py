@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -278,3 +279,25 @@ async def test_a_guest_that_goes_on_later_is_told_so(boot: Boot, tmp_path: Path)
     await xend.domains.destroy("web")
     await xend.domains.restore(RestoreRequest(path=str(path)))
     assert told == ["web"]
+
+
+@pytest.mark.parametrize("intended", ["poweroff", "save", "checkpoint", "migrate", None])
+async def test_a_guest_that_ended_while_xend_was_away_is_let_go_whatever_was_meant(
+    boot: Boot, tmp_path: Path, intended: str | None
+) -> None:
+    xend = await boot()
+    await create(xend)
+    path = tmp_path / "web.saved"
+    if intended in ("save", "checkpoint"):
+        await xend.domains.save("web", SaveRequest(path=str(path), checkpoint=True))
+        intended = f"{intended} {saved.read_head(path)[0].save_id} go-on {path}"
+    elif intended == "migrate":
+        intended = f"migrate {'c' * 32} go-on 127.0.0.1 8002"
+    record = xend.life.registry.find("web")
+    await xend.life.records.change(record, intended=intended, config=describe("web", on_crash="destroy"))
+    await xend.die()
+    os.kill(int((xend.life.directory(1) / "pid").read_text()), signal.SIGKILL)
+    (xend.life.directory(1) / "events").unlink()
+    again = await boot()
+    await asyncio.wait_for(again.life.settle(), 30)
+    assert [domain.name for domain in again.domains.list()] == ["Domain-0"]
