@@ -9,32 +9,18 @@ import time
 import pytest
 
 from pyxen.xend.migration.steps import INCOMING, OUTGOING
-from tests.guest.counting import COUNTER, UNBROKEN, ask, counts_on
-from tests.guest.host import type_line, wait_for
-from tests.guest.pair import Side, exactly_one, migrate, pair
-from tests.guest.test_lifecycle import make_disk
+from tests.guest.counting import UNBROKEN, ask, counts_on, start_counting
+from tests.guest.host import wait_for
+from tests.guest.pair import exactly_one, migrate, pair
 
 _TIMES = int(os.environ.get("PYXEN_CYCLES", "4"))
 _FAULTS = os.environ.get("PYXEN_FAULTS", "loaded,given,committed,accepted").split(",")
 """Steps at which a xend is killed: the few that decide who has the domain, or all of them with "all"."""
 
 
-def start_counting(side: Side, extra: str = "vcpus=1") -> str:
-    """A guest with a disk in a shared folder; the digest of what is in its memory and on its disk."""
-    disk = make_disk(side.root / "data.img", 16)
-    side.xm("create", "image=tiny", "name=web", "memory=192", extra, f"disk=file:{disk},xvda,w")
-    console = side.ready("web")
-    type_line(console, "mkdir -p /data && mount /dev/xvda /data")
-    type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")
-    digest = type_line(console, "sha256sum < /tmp/random")
-    type_line(console, COUNTER)
-    console.close()
-    return digest
-
-
 def test_a_guest_goes_to_and_fro() -> None:
     with pair() as (one, other):
-        digest = start_counting(one, "vcpus=2")
+        digest = start_counting(one, 2)
         stranger = other.try_run("xm", "migrate", "-l", "-p", str(one.port), "web", "127.0.0.1")
         assert "does not exist" in stranger.stderr
         assert "would fit" in migrate(one, other, "--check")
@@ -60,7 +46,7 @@ def test_a_guest_goes_to_and_fro() -> None:
 
 def test_it_goes_on_here_when_it_is_called_off_or_does_not_fit() -> None:
     with pair() as (one, other):
-        start_counting(one)
+        start_counting(one, 1)
         other.xm("create", "-p", "image=tiny", "name=web", "memory=64")
         refused = one.try_run("xm", "migrate", "-l", "-p", str(other.port), "web", "127.0.0.1")
         assert "does not fit on 127.0.0.1" in refused.stderr
@@ -81,7 +67,7 @@ def test_it_goes_on_here_when_it_is_called_off_or_does_not_fit() -> None:
 def test_a_killed_xend_leaves_it_on_exactly_one_side() -> None:
     steps = (*OUTGOING, *INCOMING) if _FAULTS == ["all"] else _FAULTS
     with pair() as (one, other):
-        digest = start_counting(one)
+        digest = start_counting(one, 1)
         source, to, last = one, other, 0
         for step in steps:
             victim = source if step in OUTGOING else to

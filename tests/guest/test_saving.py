@@ -5,22 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.guest.counting import COUNTER, UNBROKEN, ask, counts_on
-from tests.guest.host import Host, type_line
-from tests.guest.test_lifecycle import make_disk
+from tests.guest.counting import UNBROKEN, ask, counts_on, start_counting
+from tests.guest.host import Host
 
 _CYCLES = int(os.environ.get("PYXEN_CYCLES", "3"))
 
 
 def test_a_guest_goes_on_where_it_was_saved(host: Host) -> None:
-    disk = make_disk(host.root / "data.img", 16)
-    host.xm("create", "image=tiny", "name=web", "memory=192", "vcpus=2", f"disk=file:{disk},xvda,w")
-    console = host.ready("web")
-    type_line(console, "mkdir -p /data && mount /dev/xvda /data")
-    type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")
-    digest = type_line(console, "sha256sum < /tmp/random")
-    type_line(console, COUNTER)
-    console.close()
+    digest = start_counting(host, 2)
     saved = host.root / "web.saved"
     last = 0
     for cycle in range(_CYCLES):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import uuid as uuids
 from pathlib import Path
 
@@ -107,24 +106,12 @@ class Clones:
     async def _build(
         self, record: Record, folder: Path, head: saved.Head, template: Template | None, *, paused: bool
     ) -> list[str]:
-        out, pump = None, None
-        if template is None or not template.full:
-            out, pump = saving.reader(folder / STATE)
-        try:
+        if template is not None and template.full:
+            return await self._life.build(record, Origin.CREATE, paused=paused, head=head, template=template)
+        async with saving.reading(folder / STATE) as state:
             return await self._life.build(
-                record,
-                Origin.CREATE,
-                paused=paused,
-                state=out,
-                machine=head.machine,
-                slots=head.slots,
-                engine=head.engine,
-                template=template,
+                record, Origin.CREATE, paused=paused, state=state, head=head, template=template
             )
-        finally:
-            if out is not None and pump is not None:
-                os.close(out)
-                await asyncio.gather(pump, return_exceptions=True)
 
     def _files(
         self, folder: Path, description: Description, image: str | None, name: str

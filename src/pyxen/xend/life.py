@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import uuid as uuids
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ from pyxen.xend.console import Console
 from pyxen.xend.devices import unplugged
 from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
+from pyxen.xend.finishing import to_the_end
 from pyxen.xend.pool_table import PoolTable
 from pyxen.xend.prepare import Prepared, prepare
-from pyxen.xend.records import GIVEN, Records
+from pyxen.xend.records import Records, is_given
 from pyxen.xend.registry import Live, Registry, now, renamed
+from pyxen.xend.saved import Head
 from pyxen.xend.settings import Settings
 from pyxen.xend.store import Origin, Phase, Record, Store
 
@@ -130,9 +132,7 @@ class Life:
         paused: bool,
         config: DomainConfig | None = None,
         state: int | None = None,
-        machine: str | None = None,
-        slots: Mapping[str, int] | None = None,
-        engine: str | None = None,
+        head: Head | None = None,
         late_disks: bool = False,
         accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
         template: Template | None = None,
@@ -141,9 +141,9 @@ class Life:
 
         The record itself then goes back to where it came from: a transient domain's is deleted, a managed one's is
         halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
-        the guest goes on from what is read there, on this ``engine`` and model of a ``machine``, with its devices in
-        these ``slots``. ``accept`` may refuse what has been built by raising, or says what is meant to happen to it
-        next. With a full ``template`` the guest goes on from that, and an empty one is filled.
+        the guest goes on from what is read there, with ``head`` on the engine and model of a machine that it had, its
+        devices in the same slots. ``accept`` may refuse what has been built by raising, or says what is meant to happen
+        to it next. With a full ``template`` the guest goes on from that, and an empty one is filled.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -152,7 +152,7 @@ class Life:
         try:
             # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
-            chosen, warnings = await asyncio.to_thread(self._choose, config, engine)
+            chosen, warnings = await asyncio.to_thread(self._choose, config, head.engine if head else None)
             domid = await self.store.begin_build(record)
             prepared = await asyncio.to_thread(
                 prepare,
@@ -161,9 +161,9 @@ class Life:
                 images=self.images,
                 running=list(self.registry.running_specs()),
             )
-            spec = msgspec.structs.replace(
-                prepared.spec, domid=domid, uid=self._uid(domid), machine=machine, slots=dict(slots or {})
-            )
+            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
+            if head is not None:
+                spec = msgspec.structs.replace(spec, machine=head.machine, slots=head.slots)
             spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, record.config))
             spec = chosen.lay_out(spec)
             directory = await asyncio.to_thread(self._make_directory, spec)
@@ -176,11 +176,9 @@ class Life:
             record.started_at, record.intended, record.config = now(), intended, config
             await self.store.save(record)
         except BaseException as error:
-            if process is not None:
-                await process.destroy()
-                process.close()
             record.config = before
-            await self._undo(record, prepared, error)
+            # Half of it would be worse than none: a second cancellation waits.
+            await to_the_end(self._undo(record, prepared, process, error))
             raise
         self._hold(record, spec, process)
         self.tell("domain-started", record, paused=paused, engine=chosen.name)
@@ -257,7 +255,12 @@ class Life:
         """Write the folder's domain.json, all at once. Raises PyxenError."""
         write_file(self.directory(spec.domid) / "domain.json", [msgspec.json.encode(spec)], mode=0o600)
 
-    async def _undo(self, record: Record, prepared: Prepared | None, error: BaseException) -> None:
+    async def _undo(
+        self, record: Record, prepared: Prepared | None, process: RunningDomain | None, error: BaseException
+    ) -> None:
+        if process is not None:
+            await process.destroy()
+            process.close()
         domid = record.domid
         if domid is not None:
             await asyncio.to_thread(self.sweep, self.directory(domid))
@@ -335,7 +338,7 @@ class Life:
             record = self.registry.records.get(uuid)
             if record is None or record.domid != domid or record.phase is not Phase.RUNNING:
                 return  # destroyed meanwhile
-            if (record.intended or "").startswith(GIVEN):
+            if is_given(record):
                 return  # the other host says first if it runs there
             reason = _meant(record, stopped)
             record.last_reason = reason

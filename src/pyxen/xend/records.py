@@ -17,6 +17,11 @@ GIVEN = "given "
 """How ``Record.intended`` begins while a domain is, or may be, another host's: nothing may be done to it here."""
 
 
+def is_given(record: Record) -> bool:
+    """Is the domain, or may it be, another host's?"""
+    return (record.intended or "").startswith(GIVEN)
+
+
 class Records:
     """What every part of xend that carries out requests needs first. Changes expect the domain's lock to be held."""
 
@@ -38,12 +43,19 @@ class Records:
                 f"Domain '{record.name}' is not running",
                 hint=f"Start it: xm start {record.name}" if record.managed else None,
             )
-        if (record.intended or "").startswith(GIVEN):
+        if is_given(record):
             host = (record.intended or "").split(" ")[3]
             raise Conflict(
                 f"Domain '{record.name}' has been given to {host}, which has not said yet whether it runs there",
                 hint=f"If it certainly doesn't: xm migrate --here {record.name}",
             )
+        return live
+
+    def alive(self, record: Record, verb: str) -> Live:
+        """Its handle. Raises Conflict if it doesn't run, or ("cannot ``verb`` …") if its guest has stopped."""
+        live = self.running(record)
+        if record.phase is not Phase.RUNNING or live.process.stopped is not None:
+            raise Conflict(f"cannot {verb} '{record.name}': its guest has stopped")
         return live
 
     def present(self, record: Record) -> Live | None:

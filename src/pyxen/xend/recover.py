@@ -17,6 +17,7 @@ from pyxen.errors import PyxenError
 from pyxen.xend import saving, snapshot_files, snapshots
 from pyxen.xend.life import Life
 from pyxen.xend.migration import Migration
+from pyxen.xend.records import is_given
 from pyxen.xend.store import Origin, Phase, Record
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -66,7 +67,7 @@ async def _find_again(life: Life, migration: Migration, record: Record, *, same_
     await migration.recall(record)
     directory = life.directory(record.domid)
     found = await _adopt(life, record, directory)
-    if found is None and migration.is_given(record):
+    if found is None and is_given(record):
         migration.outgoing.settle_soon(record)
         return
     if found is None and saving.is_whole(record):

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import uuid as uuids
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -48,25 +49,14 @@ class Saving:
         record = self._records.changeable(ref, "save")
         path = Path(request.path)
         async with self._life.registry.lock(record.uuid):
-            live = self._records.running(record)
-            if record.phase is not Phase.RUNNING or live.process.stopped is not None:
-                raise Conflict(f"cannot save '{record.name}': its guest has stopped")
+            live = self._records.alive(record, "save")
             save_id = uuids.uuid4().hex
-            head = saved.Head(
-                version=saved.VERSION,
-                save_id=save_id,
-                engine=record.engine or "",
-                machine=await live.process.machine(),
-                slots=live.spec.slots,
-                config=as_built(record, live),
-                managed=record.managed,
-                restart_count=record.restart_count,
-            )
+            head = await head_of(record, live, save_id)
             part = part_path(path, save_id)
             fd = await asyncio.to_thread(_make, part, path)
             before, was_still = record.intended, live.process.paused or live.process.suspended
+            kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_still else "go-on"
             try:
-                kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_still else "go-on"
                 await self._records.change(record, intended=f"{kind} {save_id} {after} {path}")
                 await live.process.freeze()
                 size = await write_state(live, head, fd)
@@ -75,7 +65,7 @@ class Saving:
                 with contextlib.suppress(OSError):
                     part.unlink()
                 try:
-                    await self._go_on(record, live, before, was_still=was_still)
+                    await go_on(self._life, record, live, before, after)
                 except PyxenError as error:  # what went wrong first is what the caller hears of
                     self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
                 raise
@@ -83,7 +73,7 @@ class Saving:
                 os.close(fd)
             if request.checkpoint:
                 try:
-                    await self._go_on(record, live, before, was_still=was_still)
+                    await go_on(self._life, record, live, before, after)
                 except PyxenError as error:
                     raise EngineError(
                         f"'{record.name}' is saved to {path}, but doesn't go on: {error.message}",
@@ -125,29 +115,19 @@ class Saving:
         return record, warnings
 
     async def _load(self, record: Record, head: saved.Head, path: Path, start: int, *, paused: bool) -> list[str]:
-        out, pump = reader(path, start)
-        try:
-            return await self._life.build(
-                record,
-                Origin.START,
-                paused=paused,
-                # It may have been renamed since: what it owns goes by its name.
-                config=msgspec.structs.replace(head.config, name=record.name),
-                state=out,
-                machine=head.machine,
-                slots=head.slots,
-                engine=head.engine,
-            )
-        finally:
-            os.close(out)  # whoever still writes sees that nobody reads
-            await asyncio.gather(pump, return_exceptions=True)
+        # It may have been renamed since: what it owns goes by its name.
+        config = msgspec.structs.replace(head.config, name=record.name)
+        async with reading(path, start) as state:
+            return await self._life.build(record, Origin.START, paused=paused, config=config, state=state, head=head)
 
-    async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_still: bool) -> None:
-        try:
-            if not was_still and live.process.stopped is None:
-                await live.process.thaw()
-        finally:
-            await self._records.change(record, intended=intended)
+
+async def go_on(life: Life, record: Record, live: Live, intended: str | None, after: str) -> None:
+    """Let a guest go on whose state was written, or can't be, unless it is to ``stay`` as it is."""
+    try:
+        if after == "go-on" and live.process.stopped is None:
+            await live.process.thaw()
+    finally:
+        await life.records.change(record, intended=intended)
 
 
 def is_whole(record: Record) -> bool:
@@ -178,7 +158,21 @@ async def finish(life: Life, record: Record) -> None:
     await life.records.change(record, intended=None)
 
 
-def as_built(record: Record, live: Live) -> DomainConfig:
+async def head_of(record: Record, live: Live, save_id: str) -> saved.Head:
+    """What is known of a running domain besides its state. Raises Unsupported where that can't be saved."""
+    return saved.Head(
+        version=saved.VERSION,
+        save_id=save_id,
+        engine=record.engine or "",
+        machine=await live.process.machine(),
+        slots=live.spec.slots,
+        config=_as_built(record, live),
+        managed=record.managed,
+        restart_count=record.restart_count,
+    )
+
+
+def _as_built(record: Record, live: Live) -> DomainConfig:
     """The description that gives the machine which the guest has now: it was made for most, and has what is online."""
     spec = live.spec
     vcpus = max(1, sum(vcpu.online for vcpu in live.process.statistics().vcpus))
@@ -233,11 +227,17 @@ async def write_state(live: Live, head: saved.Head, fd: int) -> int:
     return size
 
 
-def reader(path: Path, start: int | None = None) -> tuple[int, asyncio.Task[None]]:
-    """A pipe from which a saved state can be read, and the task that fills it until the reading end is closed."""
+@contextlib.asynccontextmanager
+async def reading(path: Path, start: int | None = None) -> AsyncIterator[int]:
+    """A pipe from which a saved state can be read."""
     begin = saved.read_head(path)[1] if start is None else start
     out, into = os.pipe2(os.O_CLOEXEC)
-    return out, asyncio.create_task(asyncio.to_thread(_pump, path, begin, into))
+    pump = asyncio.create_task(asyncio.to_thread(_pump, path, begin, into))
+    try:
+        yield out
+    finally:
+        os.close(out)  # whoever still writes sees that nobody reads
+        await asyncio.gather(pump, return_exceptions=True)
 
 
 def _pump(path: Path, start: int, into: int) -> None:

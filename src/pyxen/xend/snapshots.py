@@ -25,7 +25,7 @@ from pyxen.xend import saved, saving
 from pyxen.xend.belongings import variables
 from pyxen.xend.copies import copy_disk, sync_folder
 from pyxen.xend.life import Life
-from pyxen.xend.registry import Live, now
+from pyxen.xend.registry import now
 from pyxen.xend.snapshot_files import (
     DESCRIPTION,
     STATE,
@@ -145,9 +145,7 @@ class Snapshots:
 
     async def take(self, record: Record, name: str) -> Path:
         """Take a snapshot under this name; its folder. The domain's lock is held."""
-        live = self._records.running(record)
-        if record.phase is not Phase.RUNNING or live.process.stopped is not None:
-            raise Conflict(f"cannot take a snapshot of '{record.name}': its guest has stopped")
+        live = self._records.alive(record, "take a snapshot of")
         if record.engine != "qemu":
             raise Unsupported(
                 f"the engine of '{record.name}' ({record.engine}) can't take snapshots: "
@@ -165,16 +163,7 @@ class Snapshots:
         fd = await asyncio.to_thread(make, part)
         before, after = record.intended, "stay" if live.process.paused else "go-on"
         try:
-            head = saved.Head(
-                version=saved.VERSION,
-                save_id=uuids.uuid4().hex,
-                engine=record.engine,
-                machine=await live.process.machine(),
-                slots=live.spec.slots,
-                config=saving.as_built(record, live),
-                managed=record.managed,
-                restart_count=record.restart_count,
-            )
+            head = await saving.head_of(record, live, uuids.uuid4().hex)
             await self._records.change(record, intended=f"{SNAPSHOT} {after}")
             await live.process.freeze()
             await saving.write_state(live, head, fd)
@@ -182,14 +171,14 @@ class Snapshots:
         except BaseException:
             await asyncio.to_thread(discard, part)
             try:
-                await self._go_on(record, live, before, after)
+                await saving.go_on(self._life, record, live, before, after)
             except PyxenError as error:  # what went wrong first is what the caller hears of
                 self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
             raise
         finally:
             os.close(fd)
         try:
-            await self._go_on(record, live, before, after)
+            await saving.go_on(self._life, record, live, before, after)
         except PyxenError as error:
             raise EngineError(
                 f"the snapshot '{name}' is taken, but '{record.name}' doesn't go on: {error.message}",
@@ -198,13 +187,6 @@ class Snapshots:
         return folder
 
     # Parts
-
-    async def _go_on(self, record: Record, live: Live, intended: str | None, after: str) -> None:
-        try:
-            if after == "go-on" and live.process.stopped is None:
-                await live.process.thaw()
-        finally:
-            await self._records.change(record, intended=intended)
 
     def _keep(self, part: Path, folder: Path, record: Record, disks: list[DiskCopy]) -> None:
         """Copy the disks, describe it all, and give it its name."""
@@ -253,21 +235,11 @@ class Snapshots:
         except BaseException:
             await self._life.retire(record)
             raise
-        out, pump = saving.reader(folder / STATE)
-        try:
+        config = msgspec.structs.replace(head.config, name=record.name)
+        async with saving.reading(folder / STATE) as state:
             warnings = await self._life.build(
-                record,
-                Origin.RESTART,
-                paused=paused,
-                config=msgspec.structs.replace(head.config, name=record.name),
-                state=out,
-                machine=head.machine,
-                slots=head.slots,
-                engine=head.engine,
+                record, Origin.RESTART, paused=paused, config=config, state=state, head=head
             )
-        finally:
-            os.close(out)
-            await asyncio.gather(pump, return_exceptions=True)
         self._life.tell("domain-reverted", record, snapshot=description.name)
         return warnings
 

@@ -15,7 +15,7 @@ from pyxen.engine.fake import FakeDomain, FakeEngine
 from pyxen.engine.template import Template
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, ResourceExhausted, Unsupported
 from pyxen.snapshot_api import CloneRequest, RevertRequest, SnapshotRequest
-from pyxen.xend import copies, snapshot_files, snapshots
+from pyxen.xend import copies, saving, snapshot_files, snapshots
 from pyxen.xend.life import Life
 from pyxen.xend.store import Phase
 from tests.unit.xend.conftest import Xend, describe
@@ -295,7 +295,7 @@ async def test_a_xend_killed_while_taking_a_snapshot(
     await create(xend, disk=(of(disk),))
     with monkeypatch.context() as patch:
         stop_at(patch, owner, name)
-        for cleaning in ((snapshots, "discard"), (snapshots.Snapshots, "_go_on")):
+        for cleaning in ((snapshots, "discard"), (saving, "go_on")):
             stop_at(patch, *cleaning)
         with pytest.raises(Killed):
             await xend.domains.snapshots.create("web", BASE)

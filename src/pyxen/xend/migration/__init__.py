@@ -1,7 +1,7 @@
 """Moving running domains between hosts: the state goes over TLS from one xend to another.
 
 ``outgoing`` sends, ``incoming`` takes; ``wire`` is what they say to each other, ``fit`` what is looked at before,
-``peers`` who may. The domain runs on exactly one of the two whatever breaks and whenever: docs/decisions/0010.
+``peers`` who may. The domain runs on exactly one of the two whatever breaks and whenever: docs/decisions/0011.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pyxen.xend.life import Life
 from pyxen.xend.migration.incoming import ARRIVE, Incoming
 from pyxen.xend.migration.outgoing import MIGRATE, Outgoing
 from pyxen.xend.migration.peers import Peers
-from pyxen.xend.records import GIVEN
+from pyxen.xend.records import GIVEN, is_given
 from pyxen.xend.store import Record
 
 
@@ -27,11 +27,6 @@ class Migration:
         """Is the record in the middle of a migration?"""
         return (record.intended or "").startswith((MIGRATE, GIVEN, ARRIVE))
 
-    @staticmethod
-    def is_given(record: Record) -> bool:
-        """Is it, or may it be, another host's?"""
-        return (record.intended or "").startswith(GIVEN)
-
     async def recall(self, record: Record) -> None:
         """A starting xend looks at a record: what has arrived, has, whatever became of it."""
         if (record.intended or "").startswith(ARRIVE):
@@ -39,7 +34,7 @@ class Migration:
 
     async def finish(self, record: Record) -> None:
         """Go on where an earlier xend was killed. The record's lock is held; its process, if it has one, is adopted."""
-        if self.is_given(record):
+        if is_given(record):
             self.outgoing.settle_soon(record)
         elif (record.intended or "").startswith(ARRIVE):
             await self.incoming.finish(record)

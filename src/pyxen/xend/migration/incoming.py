@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import ssl
-import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,6 +16,7 @@ from pyxen.engine.contract import RunningDomain
 from pyxen.errors import Conflict, EngineError, PyxenError
 from pyxen.xend.life import Life
 from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.migration.steps import reached
 from pyxen.xend.migration.wire import Link
@@ -176,9 +176,7 @@ class Incoming:
                 paused=True,
                 config=config,
                 state=out,
-                machine=offer.head.machine,
-                slots=offer.head.slots,
-                engine=offer.head.engine,
+                head=offer.head,
                 late_disks=not offer.paused,
                 accept=accept,
             )
@@ -189,7 +187,7 @@ class Incoming:
                 build.cancel()  # the connection is gone: nothing more will come
                 await asyncio.wait((build,))
                 pump.result()
-            await asyncio.shield(build)  # cancelled twice, it would not tidy up
+            await build
             reached("arrived", link)
         except asyncio.CancelledError:
             build.cancel()
@@ -204,17 +202,9 @@ class Incoming:
         """Let a domain run that has become ours. Its lock is held."""
         _, _, after, kept = (record.intended or "").split(" ")
         await self.remember(record)
-        live = self._life.registry.live[record.uuid]
-        deadline = time.monotonic() + _UNPAUSE_S
-        while after == "go-on" and live.process.stopped is None:
-            try:
-                await live.process.unpause()
-                break
-            except PyxenError as error:  # its disks may be another monitor's for a moment
-                if time.monotonic() > deadline:
-                    self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
-                    break
-                await asyncio.sleep(0.1)
+        if after == "go-on":
+            process = self._life.registry.live[record.uuid].process
+            await insist(self._life, record, process, process.unpause, _UNPAUSE_S)
         await self._life.records.change(record, intended=None, managed=kept == "kept")
 
     async def remember(self, record: Record) -> None:

@@ -23,16 +23,16 @@ from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.engine.contract import Limits, Moving, Stopped
 from pyxen.errors import Conflict, EngineError, PyxenError
-from pyxen.xend import saved
 from pyxen.xend.life import Life
 from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.migration.steps import reached
 from pyxen.xend.migration.wire import Link
-from pyxen.xend.records import GIVEN
+from pyxen.xend.records import GIVEN, is_given
 from pyxen.xend.registry import Live
-from pyxen.xend.saving import as_built
-from pyxen.xend.store import Phase, Record
+from pyxen.xend.saving import head_of
+from pyxen.xend.store import Record
 
 MIGRATE = "migrate "
 """How ``Record.intended`` begins while a domain is being sent; then ID, its fate here (go-on or stay), HOST and PORT.
@@ -115,8 +115,7 @@ class Outgoing:
             raise Conflict(f"Domain '{record.name}' is not being migrated")
         if move.given:
             raise Conflict(f"'{record.name}' has been given to the other host", hint="See: xm list, here and there.")
-        move.stop()
-        await asyncio.wait((move.task,))
+        await self.interrupt(record.uuid)
         return record
 
     async def interrupt(self, uuid: str) -> None:
@@ -130,7 +129,7 @@ class Outgoing:
         """Let a given domain go on here without an answer: somebody has made sure that it doesn't run there."""
         record = self._records.changeable(ref, "keep")
         async with self._life.registry.lock(record.uuid):
-            if not (record.intended or "").startswith(GIVEN):
+            if not is_given(record):
                 raise Conflict(f"Domain '{record.name}' was not given to another host")
             await self._take_back(record)
         return record
@@ -140,9 +139,7 @@ class Outgoing:
         started = time.monotonic()
         tell(api.Progress(step=f"connecting to {to.host}"))
         async with self._life.registry.lock(record.uuid):
-            live = self._records.running(record)
-            if record.phase is not Phase.RUNNING or live.process.stopped is not None:
-                raise Conflict(f"cannot migrate '{record.name}': its guest has stopped")
+            live = self._records.alive(record, "migrate")
             context = await asyncio.to_thread(self._peers.context, server=False)
             link = await wire.connect(to.host, to.port, context)
             try:
@@ -152,7 +149,7 @@ class Outgoing:
                 if request.dry:
                     tell(api.Progress(step="it would fit", done=True))
                     return
-                moving = await self._send(record, live, link, request, migration_id, tell)
+                moving = await self._send(record, live, link, to, request, migration_id, tell)
                 sent = time.monotonic()
                 domid = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
                 downtime = 0.0 if was_paused else moving.stopped_s + time.monotonic() - sent
@@ -178,16 +175,10 @@ class Outgoing:
         self, record: Record, live: Live, link: Link, request: api.MigrateRequest, migration_id: str
     ) -> None:
         """Have the other side say that it will take the domain. Raises Conflict with all that doesn't fit."""
-        head = saved.Head(
-            version=saved.VERSION,
-            save_id=migration_id,
-            engine=record.engine or "",
-            machine=await live.process.machine(),
-            slots=live.spec.slots,
-            config=msgspec.structs.replace(as_built(record, live), disk=live.spec.config.disk),
-            managed=record.managed,
-            restart_count=record.restart_count,
-        )
+        head = await head_of(record, live, migration_id)
+        # With the disks as they lie here: an image's root layer, too, which would be made anew there.
+        config = msgspec.structs.replace(head.config, disk=live.spec.config.disk)
+        head = msgspec.structs.replace(head, config=config)
         accelerator = live.process.info.accelerator
         with fit.files(live.spec.config.disk) as files:
             offer = wire.Offer(
@@ -214,6 +205,7 @@ class Outgoing:
         record: Record,
         live: Live,
         link: Link,
+        to: _Destination,
         request: api.MigrateRequest,
         migration_id: str,
         tell: Tell,
@@ -224,9 +216,7 @@ class Outgoing:
         sending = asyncio.create_task(self._stream(live, link, request, tell))
         loaded = asyncio.create_task(link.expect(wire.Loaded, None))
         try:
-            await self._records.change(
-                record, intended=f"{MIGRATE}{migration_id} {after} {request.host} {request.port or wire.PORT}"
-            )
+            await self._records.change(record, intended=f"{MIGRATE}{migration_id} {after} {to.host} {to.port}")
             reached("sending", link)
             await asyncio.wait((sending, loaded), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
@@ -246,9 +236,9 @@ class Outgoing:
             await asyncio.gather(sending, loaded, return_exceptions=True)
             await self._go_on(record, live, before, was_paused=was_paused)
             if isinstance(error, TimeoutError):
-                raise EngineError(f"{request.host} did not say that it has '{record.name}'") from error
+                raise EngineError(f"{to.host} did not say that it has '{record.name}'") from error
             if isinstance(error, wire.Misfit):
-                raise EngineError(f"{request.host} can't take '{record.name}': {'; '.join(error.problems)}") from error
+                raise EngineError(f"{to.host} can't take '{record.name}': {'; '.join(error.problems)}") from error
             raise
         return moving
 
@@ -387,17 +377,8 @@ class Outgoing:
         await self._go_on(record, live, None, was_paused=after == "stay")
 
     async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
-        """Let the guest go on here; also where the other side's monitor still has its disks for a moment."""
-        deadline = time.monotonic() + _THAW_S
-        while not was_paused and live.process.stopped is None:
-            try:
-                await live.process.thaw()
-                break
-            except PyxenError as error:
-                if time.monotonic() > deadline:
-                    self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
-                    break
-                await asyncio.sleep(0.2)
+        if not was_paused:
+            await insist(self._life, record, live.process, live.process.thaw, _THAW_S)
         await self._records.change(record, intended=intended)
 
 

@@ -248,7 +248,7 @@ async def test_a_killed_xend_leaves_it_on_exactly_one_side(
     one, other = pair
     await create(one.xend)
     victim = one if step in steps.OUTGOING else other
-    dead = asyncio.Event()
+    dead, buried = asyncio.Event(), asyncio.Event()
 
     def hang(place: str, link: steps.Cuttable) -> None:
         if place == step:
@@ -256,36 +256,37 @@ async def test_a_killed_xend_leaves_it_on_exactly_one_side(
             dead.set()
             raise Killed
 
-    for module in ("outgoing", "incoming"):
-        monkeypatch.setattr(f"pyxen.xend.migration.{module}.reached", hang)
-    _no_tidying(monkeypatch, victim, dead)
-    trying = asyncio.create_task(migrate(one, other))
-    await asyncio.wait_for(dead.wait(), 20)
-    monkeypatch.undo()
-    died = [move.task for move in one.xend.domains.migration.outgoing._moves.values()] if victim is one else []
+    _no_tidying(monkeypatch, victim, dead, buried)
+    with monkeypatch.context() as patch:
+        for module in ("outgoing", "incoming"):
+            patch.setattr(f"pyxen.xend.migration.{module}.reached", hang)
+        trying = asyncio.create_task(migrate(one, other))
+        await asyncio.wait_for(dead.wait(), 20)
     await victim.deaf()
     await victim.xend.die()
     await victim.start()
-    for task in died:
-        task.cancel()
-    await asyncio.gather(trying, return_exceptions=True)
     await until(lambda: one.runs() != other.runs() and one.knows() != other.knows())
     # A commit that was received, but not written down, is none.
     assert one.runs() is (step in {*BEFORE, "accepted"})
+    buried.set()
+    await asyncio.gather(trying, return_exceptions=True)
 
 
-def _no_tidying(monkeypatch: pytest.MonkeyPatch, victim: Side, dead: asyncio.Event) -> None:
-    """What the victim writes or does after its death is not written and not done."""
-    store = victim.xend.life.store
+def _no_tidying(monkeypatch: pytest.MonkeyPatch, victim: Side, dead: asyncio.Event, buried: asyncio.Event) -> None:
+    """What the victim would write or order after its death is not: whatever wants to waits until the test's end."""
+
+    async def rest() -> None:
+        await buried.wait()
+        raise asyncio.CancelledError
+
+    def guard(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *values, **keys: rest() if dead.is_set() else real(*values, **keys))
+
     for name in ("save", "delete", "set_meta", "begin_build"):
-        real = getattr(store, name)
-
-        def guarded(*arguments: object, _real: object = real, **keys: object) -> object:
-            if dead.is_set():
-                return asyncio.Event().wait()
-            return _real(*arguments, **keys)  # type: ignore[operator]
-
-        monkeypatch.setattr(store, name, guarded)
+        guard(victim.xend.life.store, name)
+    for live in victim.xend.life.registry.live.values():
+        guard(live.process, "thaw")
 
 
 def test_every_step_has_a_name_of_its_own() -> None:
