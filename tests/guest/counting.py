@@ -13,10 +13,10 @@ COUNTER = "(n=0; while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.05; done) &"
 UNBROKEN = "seq $(wc -l < /tmp/n) > /tmp/s; head -n $(wc -l < /tmp/s) /tmp/n | cmp - /tmp/s && echo unbroken"
 
 
-def start_counting(host: Host, vcpus: int) -> str:
+def start_counting(host: Host, vcpus: int, *words: str) -> str:
     """Start "web", whose disk is a file in the host's root; the digest of what is in its memory and on its disk."""
     disk = make_disk(host.root / "data.img", 16)
-    host.xm("create", "image=tiny", "name=web", "memory=192", f"vcpus={vcpus}", f"disk=file:{disk},xvda,w")
+    host.xm("create", "image=tiny", "name=web", "memory=192", f"vcpus={vcpus}", f"disk=file:{disk},xvda,w", *words)
     console = host.ready("web")
     type_line(console, "mkdir -p /data && mount /dev/xvda /data")
     type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,21 @@ class Host:
 
     def start(self) -> None:
         self.run("xend", "start")
+
+    def start_with(self, environ: Mapping[str, str]) -> None:
+        """Start xend, again if it runs, with these variables set for it alone."""
+        self.try_run("xend", "stop")
+        before = self.environ
+        self.environ = {**before, **environ}
+        try:
+            self.start()
+        finally:
+            self.environ = before
+
+    @property
+    def dead(self) -> bool:
+        """Is no xend there?"""
+        return self.try_run("xend", "status").returncode == 3
 
     def run(self, *words: str, check: bool = True, timeout: float = 120, stdin: str | None = None) -> str:
         """A command's standard output; fails with both outputs if it does."""
@@ -113,7 +128,7 @@ class Host:
 
     def kill_xend(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        wait_for(lambda: self.try_run("xend", "status").returncode == 3, "xend's lock is free")
+        wait_for(lambda: self.dead, "xend's lock is free")
 
     def processes(self) -> dict[int, str]:
         """Every process that names this root in its arguments: xend and the domains."""

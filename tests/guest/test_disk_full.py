@@ -4,47 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyxen.client import Client, find_address
-from tests.guest.host import Host, type_line, wait_for
-
-
-class SmallHost(Host):
-    """A xend whose state and sockets are on a file system of 8 MiB."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=711", "pyxen-test", str(self.root)]
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(self.root)
-            pytest.skip(f"mount: {done.stderr.strip()}")
-        self.make_folders()
-
-    def fill(self) -> None:
-        """Take all room that is left."""
-        with (self.root / "fill").open("wb", buffering=0) as file:
-            while True:
-                try:
-                    file.write(bytes(4096))
-                except OSError:
-                    break
-        assert os.statvfs(self.root).f_bavail == 0
-
-    def make_room(self) -> None:
-        (self.root / "fill").unlink()
-
-    def stop(self) -> list[str]:
-        leftovers = super().stop()
-        subprocess.run(["umount", "--lazy", str(self.root)], check=True)
-        shutil.rmtree(self.root)
-        return leftovers
+from tests.guest.host import type_line, wait_for
+from tests.guest.small import SmallHost
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from pyxen.xend.migration.steps import INCOMING, OUTGOING
+from pyxen.xend.steps import INCOMING, OUTGOING
 from tests.guest.counting import UNBROKEN, ask, counts_on, start_counting
 from tests.guest.host import wait_for
-from tests.guest.pair import exactly_one, migrate, pair
+from tests.guest.pair import exactly_one, migrate, pair, start_migrating, try_migrate
 
 _TIMES = int(os.environ.get("PYXEN_CYCLES", "4"))
 _FAULTS = os.environ.get("PYXEN_FAULTS", "loaded,given,committed,accepted").split(",")
@@ -21,14 +21,14 @@ _FAULTS = os.environ.get("PYXEN_FAULTS", "loaded,given,committed,accepted").spli
 def test_a_guest_goes_to_and_fro() -> None:
     with pair() as (one, other):
         digest = start_counting(one, 2)
-        stranger = other.try_run("xm", "migrate", "-l", "-p", str(one.port), "web", "127.0.0.1")
+        stranger = try_migrate(other, one)
         assert "does not exist" in stranger.stderr
         assert "would fit" in migrate(one, other, "--check")
         source, to, last = one, other, 0
         for _ in range(_TIMES):
             said = migrate(source, to)
             print(said.strip())
-            assert re.search(r"Migrated domain web to 127.0.0.1 \(id=\d+\): .* down for \d+ ms", said)
+            assert re.search(rf"Migrated domain web to {to.address} \(id=\d+\): .* down for \d+ ms", said)
             assert "web" not in source.domains()
             last = counts_on(to, last)
             source, to = to, source
@@ -48,11 +48,11 @@ def test_it_goes_on_here_when_it_is_called_off_or_does_not_fit() -> None:
     with pair() as (one, other):
         start_counting(one, 1)
         other.xm("create", "-p", "image=tiny", "name=web", "memory=64")
-        refused = one.try_run("xm", "migrate", "-l", "-p", str(other.port), "web", "127.0.0.1")
-        assert "does not fit on 127.0.0.1" in refused.stderr
+        refused = try_migrate(one, other)
+        assert f"does not fit on {other.address}" in refused.stderr
         assert "already exists" in refused.stderr
         other.xm("destroy", "web")
-        moving = one.popen("xm", "migrate", "-l", "--bandwidth", "1", "-p", str(other.port), "web", "127.0.0.1")
+        moving = start_migrating(one, other, "--bandwidth", "1")
         wait_for(lambda: "web" in other.domains(), "it has begun")
         one.xm("migrate", "--cancel", "web")
         _, complaint = moving.communicate(timeout=60)
@@ -72,7 +72,7 @@ def test_a_killed_xend_leaves_it_on_exactly_one_side() -> None:
         for step in steps:
             victim = source if step in OUTGOING else to
             victim.start_with({"PYXEN_FAULT": f"{step}:kill"})
-            source.try_run("xm", "migrate", "-l", "-p", str(to.port), "web", "127.0.0.1")
+            try_migrate(source, to)
             wait_for(lambda: victim.dead, f"xend died at {step}")  # noqa: B023
             victim.start()
             has_it = exactly_one(source, to)

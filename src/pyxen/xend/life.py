@@ -48,6 +48,7 @@ from pyxen.xend.records import Records, is_given
 from pyxen.xend.registry import Live, Registry, now, renamed
 from pyxen.xend.saved import Head
 from pyxen.xend.settings import Settings
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Phase, Record, Store
 
 _KEPT_CONSOLE_BYTES = 64 * 1024
@@ -154,6 +155,7 @@ class Life:
             self.registry.records[record.uuid] = record
             chosen, warnings = await asyncio.to_thread(self._choose, config, head.engine if head else None)
             domid = await self.store.begin_build(record)
+            reached("build-noted")
             prepared = await asyncio.to_thread(
                 prepare,
                 config,
@@ -164,17 +166,21 @@ class Life:
             spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
             if head is not None:
                 spec = msgspec.structs.replace(spec, machine=head.machine, slots=head.slots)
-            spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, record.config))
+            spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, config))
             spec = chosen.lay_out(spec)
             directory = await asyncio.to_thread(self._make_directory, spec)
+            reached("build-laid-out")
             process = await chosen.start(
                 spec, directory, paused=paused, state=state, late_disks=late_disks, template=template
             )
+            reached("build-started")
+            record.config = config
             warnings += await self.place(record, process)
             intended = await accept(process) if accept is not None else None
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
-            record.started_at, record.intended, record.config = now(), intended, config
+            record.started_at, record.intended = now(), intended
             await self.store.save(record)
+            reached("build-kept")
         except BaseException as error:
             record.config = before
             # Half of it would be worse than none: a second cancellation waits.

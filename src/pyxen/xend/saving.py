@@ -25,6 +25,7 @@ from pyxen.xend import saved
 from pyxen.xend.life import Life
 from pyxen.xend.part import name_part, open_part, part_path
 from pyxen.xend.registry import Live, now
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Phase, Record
 
 SAVE, CHECKPOINT = "save", "checkpoint"
@@ -58,9 +59,13 @@ class Saving:
             kind, after = CHECKPOINT if request.checkpoint else SAVE, "stay" if was_still else "go-on"
             try:
                 await self._records.change(record, intended=f"{kind} {save_id} {after} {path}")
+                reached("save-noted")
                 await live.process.freeze()
+                reached("save-frozen")
                 size = await write_state(live, head, fd)
+                reached("save-written")
                 await asyncio.to_thread(_name, part, path)
+                reached("save-named")
             except BaseException:
                 with contextlib.suppress(OSError):
                     part.unlink()
@@ -79,8 +84,10 @@ class Saving:
                         f"'{record.name}' is saved to {path}, but doesn't go on: {error.message}",
                         hint=f"Try: xm unpause {record.name}",
                     ) from error
+                reached("save-gone-on")
             else:
                 await self._life.end(record, ShutdownReason.SUSPEND)
+                reached("save-ended")
             self._life.tell("domain-saved", record, path=str(path), checkpoint=request.checkpoint)
         return api.SavedState(record.name, str(path), size)
 

@@ -42,6 +42,7 @@ from pyxen.xend.snapshot_files import (
     read,
     writable_disks,
 )
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.templates import Templates
 
@@ -165,8 +166,11 @@ class Snapshots:
         try:
             head = await saving.head_of(record, live, uuids.uuid4().hex)
             await self._records.change(record, intended=f"{SNAPSHOT} {after}")
+            reached("snapshot-noted")
             await live.process.freeze()
+            reached("snapshot-frozen")
             await saving.write_state(live, head, fd)
+            reached("snapshot-written")
             await asyncio.to_thread(self._keep, part, folder, record, disks)
         except BaseException:
             await asyncio.to_thread(discard, part)
@@ -210,8 +214,10 @@ class Snapshots:
         write_file(part / DESCRIPTION, [msgspec.json.encode(description)], mode=0o600)
         try:
             sync_folder(part)
+            reached("snapshot-copied")
             part.rename(folder)
             sync_folder(folder.parent)
+            reached("snapshot-named")
         except OSError as error:
             raise ResourceExhausted(f"cannot write {folder}: {error.strerror}") from error
 
@@ -223,8 +229,11 @@ class Snapshots:
         if record.phase is Phase.RUNNING:
             await self._records.change(record, intended=f"{REVERT} {description.name}")
         try:
+            reached("revert-noted")
             await asyncio.to_thread(copy_beside, moves)
+            reached("revert-copied")
             await self._life.take_down(record, f"{REVERT} {description.name}")
+            reached("revert-down")
         except BaseException:
             if record.phase is Phase.RUNNING:
                 with contextlib.suppress(PyxenError):
@@ -232,6 +241,7 @@ class Snapshots:
             raise
         try:
             await asyncio.to_thread(put_in_place, moves)
+            reached("revert-placed")
         except BaseException:
             await self._life.retire(record)
             raise

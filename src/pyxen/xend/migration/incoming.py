@@ -18,9 +18,9 @@ from pyxen.xend.life import Life
 from pyxen.xend.migration import fit, wire
 from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
-from pyxen.xend.migration.steps import reached
 from pyxen.xend.migration.wire import Link
 from pyxen.xend.registry import now
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Phase, Record
 
 ARRIVE = "arrive "
@@ -98,7 +98,7 @@ class Incoming:
         if problems:
             await link.send(wire.Refused(problems))
             return
-        reached("invited", link)
+        reached("invited", link.cut)
         if offer.dry:
             await link.send(wire.Ready())
             return
@@ -130,7 +130,7 @@ class Incoming:
             await link.send(wire.Ready())
             await self._build(link, offer, record, config)
             await self.finish(record)
-            reached("running", link)
+            reached("running", link.cut)
             self._life.tell("domain-arrived", record, host=link.peer)
             self._life.restored(record)
             assert record.domid is not None
@@ -159,13 +159,13 @@ class Incoming:
             if process.info.accelerator != offer.accelerator:
                 raise EngineError(f"it runs on {process.info.accelerator} here, not on {offer.accelerator}")
             await pump
-            reached("loaded", link)
+            reached("loaded", link.cut)
             await link.send(wire.Loaded())
             await link.expect(wire.Commit)
             if self._arrivals[offer.id].given_up:
                 raise wire.Broken("the other side asked again before it said that")
             self._arrivals[offer.id].accepted = True
-            reached("accepted", link)
+            reached("accepted", link.cut)
             kept = "kept" if offer.head.managed or record.managed else "once"
             return f"{ARRIVE}{offer.id} {'stay' if offer.paused else 'go-on'} {kept}"
 
@@ -188,7 +188,7 @@ class Incoming:
                 await asyncio.wait((build,))
                 pump.result()
             await build
-            reached("arrived", link)
+            reached("arrived", link.cut)
         except asyncio.CancelledError:
             build.cancel()
             await asyncio.wait((build,))
@@ -242,7 +242,7 @@ async def _pump(link: Link, into: int) -> None:
             match await link.receive():
                 case bytes() as data:
                     if not size:
-                        reached("receiving", link)
+                        reached("receiving", link.cut)
                     size += len(data)
                     writer.write(data)
                     with contextlib.suppress(OSError):  # the monitor has ended; it is asked why

@@ -27,11 +27,11 @@ from pyxen.xend.life import Life
 from pyxen.xend.migration import fit, wire
 from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
-from pyxen.xend.migration.steps import reached
 from pyxen.xend.migration.wire import Link
 from pyxen.xend.records import GIVEN, is_given
 from pyxen.xend.registry import Live
 from pyxen.xend.saving import head_of
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Record
 
 MIGRATE = "migrate "
@@ -192,7 +192,7 @@ class Outgoing:
                 files=files,
             )
             await link.send(offer)
-            reached("offered", link)
+            reached("offered", link.cut)
             try:
                 await link.expect(wire.Ready)
             except wire.Misfit as error:
@@ -217,13 +217,13 @@ class Outgoing:
         loaded = asyncio.create_task(link.expect(wire.Loaded, None))
         try:
             await self._records.change(record, intended=f"{MIGRATE}{migration_id} {after} {to.host} {to.port}")
-            reached("sending", link)
+            reached("sending", link.cut)
             await asyncio.wait((sending, loaded), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
                 loaded.result()  # it can't have been loaded yet: raises what the other side says instead
                 raise wire.Broken("the other side said that it has what it was not sent")
             moving = await sending
-            reached("sent", link)
+            reached("sent", link.cut)
             async with asyncio.timeout(wire.ANSWER_S):
                 await loaded
             if live.process.stopped is not None:
@@ -291,10 +291,10 @@ class Outgoing:
             link.cut()
             await self._go_on(record, live, None, was_paused=was_paused)
             raise
-        reached("given", link)
+        reached("given", link.cut)
         try:
             await link.send(wire.Commit())
-            reached("committed", link)
+            reached("committed", link.cut)
             running = await link.expect(wire.Running)
         except PyxenError as error:
             self._life.log.warning("other side lost after the domain was given", name=record.name, error=str(error))
@@ -303,7 +303,7 @@ class Outgoing:
                 f"{to.host} was lost when it had been given '{record.name}': {error.message}",
                 hint="It stands still here until that host says whether it has it. See: xm list, here and there.",
             ) from error
-        reached("confirmed", link)
+        reached("confirmed", link.cut)
         await self._leave(record, to)
         with contextlib.suppress(PyxenError):
             await link.send(wire.Forget(migration_id))
