@@ -150,10 +150,18 @@ class ProcessDomain(ABC):
         if not self.alive:
             raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
 
-    async def settle(self, timeout_s: float, *, paused: bool) -> None:
-        """Wait until it is ready and, unless ``paused``, its guest runs; on an error nothing of it is left."""
+    async def settle(self, timeout_s: float, *, paused: bool, loading: bool = False) -> None:
+        """Wait until it is ready and, unless ``paused``, its guest runs; on an error nothing of it is left.
+
+        ``loading``: it takes in a state by itself, and is ready when it has.
+        """
         try:
             await self.ready(timeout_s)
+            while loading and self.alive and not self._events.fate.loaded:
+                self._check_errors()
+                await self._next_change()
+            if loading and not self.alive:
+                raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
             if not paused:
                 await self.wait_paused(False)
         except BaseException:

@@ -52,6 +52,8 @@ class Fate:
     """No VCPU may run. So it begins: domains are started stopped and then told to go on."""
     suspended: bool = False
     """The guest has put itself in order and stands still, until it is told to go on."""
+    loaded: bool = False
+    """The state that the monitor was to take in is there."""
     stopped: Stopped | None = None
     answer: dict[str, Any] = field(default_factory=dict)
     """What the monitor said of itself when it was ready."""
@@ -77,6 +79,8 @@ class Fate:
                 self.paused = True
             case "RESUME":
                 self.paused = False
+            case "MIGRATION" if _get(data, "status") == "completed":
+                self.loaded = True
             case "SUSPEND":
                 self.suspended = True
             case "WAKEUP":

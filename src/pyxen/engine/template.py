@@ -7,10 +7,15 @@ guest that has broken out of its QEMU must not change what others run. It takes 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from pyxen.engine.space import punch
+
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_CHUNK = 1 << 20
 FOLDER = "template"
 """In a domain's folder: that of the process which fills a template."""
 
@@ -35,7 +40,9 @@ class Template:
         return os.open(f"/proc/self/fd/{self._devices}", os.O_RDWR | os.O_CLOEXEC)
 
     def seal(self) -> None:
-        """It is filled: nobody may write to the memory any more. Raises OSError while somebody might."""
+        """It is filled: nobody may write to the memory any more. Blocking. Raises OSError while somebody might."""
+        for start, length in _zeros(self._memory):
+            punch(self._memory, start, length)
         fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
         self.full = True
 
@@ -45,6 +52,25 @@ class Template:
             if fd >= 0:
                 os.close(fd)
         self._memory = self._devices = -1
+
+
+def _zeros(fd: int) -> Iterator[tuple[int, int]]:
+    """Start and length of each piece that is nothing but pages of zeros.
+
+    QEMU looks at each page before it fills it, which alone makes the file have it; most of a guest's are zeros.
+    """
+    whole, page = bytes(_CHUNK), bytes(mmap.PAGESIZE)
+    start, at = 0, 0
+    while data := os.pread(fd, _CHUNK, at):
+        if data != whole:
+            for offset in range(0, len(data), len(page)):
+                if data[offset : offset + len(page)] != page:
+                    if at + offset > start:
+                        yield start, at + offset - start
+                    start = at + offset + len(page)
+        at += len(data)
+    if at > start:
+        yield start, at - start
 
 
 def make_folder(directory: Path) -> Path:

@@ -179,7 +179,7 @@ class Life:
             intended = await accept(process) if accept is not None else None
             record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
             record.started_at, record.intended = now(), intended
-            await self.store.save(record)
+            await self.store.save(record, lasting=record.managed or intended is not None)
             reached("build-kept")
         except BaseException as error:
             record.config = before

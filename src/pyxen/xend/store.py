@@ -4,8 +4,8 @@ The table ``domain`` holds a row for each domain that exists, running or defined
 transaction, made *before* the step is taken where it must be undone after a crash (``building``), and after it where
 it need only be noticed. Rows are small and few, so xend holds them all in memory and reads the file only at its start.
 
-All access is on one thread of this object's own; callers await it. ``synchronous=FULL``: what a caller was told has
-happened is on the disk.
+All access is on one thread of this object's own; callers await it. What a caller was told has happened is on the disk,
+but for the starts of domains that a power cut would end for good anyway: those wait for no disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,12 +121,12 @@ class Store:
         rows = await self._run(lambda: self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM domain").fetchall())
         return [_record(row) for row in rows]
 
-    async def save(self, *records: Record) -> None:
-        """Write the rows as they are now, all or none."""
+    async def save(self, *records: Record, lasting: bool = True) -> None:
+        """Write the rows as they are now, all or none. Unless ``lasting``, a power cut may undo that."""
         rows = [_row(record) for record in records]
 
         def write() -> None:
-            with self._db:
+            with self._written(lasting=lasting):
                 self._db.executemany(_UPSERT, rows)
 
         await self._run(write)
@@ -139,11 +139,14 @@ class Store:
         await self._run(write)
 
     async def begin_build(self, record: Record, *, also: tuple[Record, ...] = ()) -> int:
-        """Give ``record`` a new domain id and write it as building, in one transaction; the id."""
+        """Give ``record`` a new domain id and write it as building, in one transaction; the id.
+
+        A power cut may undo that for a domain that isn't managed, and would end it anyway.
+        """
         others = [_row(each) for each in also]
 
         def write() -> int:
-            with self._db:
+            with self._written(lasting=bool(also) or record.managed):
                 self._db.executemany(_UPSERT, others)
                 domid = int(self._meta("next_domid") or 1)
                 self._set_meta("next_domid", str(domid + 1))
@@ -167,6 +170,16 @@ class Store:
                     self._set_meta(key, value)
 
         await self._run(write)
+
+    @contextlib.contextmanager
+    def _written(self, *, lasting: bool) -> Iterator[None]:
+        """A transaction, which is on the disk at its end if it is to be ``lasting``; else SIGKILL can't undo it."""
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
+        try:
+            with self._db:
+                yield
+        finally:
+            self._db.execute("PRAGMA synchronous = FULL")
 
     @property
     def _db(self) -> sqlite3.Connection:

@@ -1,6 +1,6 @@
 """The templates that clones share their memory through: made when a snapshot is first cloned, kept while it is in use.
 
-A template takes as much of the host's memory as its guest had. xend lets go of one that has not been asked for in a
+A template takes as much of the host's memory as its guest has used. xend lets go of one that nobody asked for in a
 while; clones that run keep the pages that they share.
 """
 

@@ -232,10 +232,13 @@ def test_memory_in_a_file_has_the_name_that_a_saved_state_knows() -> None:
     known: dict[str, Any] = {"kernel": "/k/vmlinux", "memory": "/proc/self/fd/9", "incoming": True}
     words = make(DomainConfig(name="web", memory=256), **known, memory_shared=True)
     (machine,), (memory,) = after(words, "-machine"), after(words, "-object")
+    assert after(words, "-global") == ["migration.store-global-state=off"]
     assert machine.endswith(",memory-backend=pc.ram")
     assert memory == (
         "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=256M,"
         "mem-path=/proc/self/fd/9,share=on"
     )
-    (memory,) = after(make(DomainConfig(name="web", memory=256), **known), "-object")
+    words = make(DomainConfig(name="web", memory=256), **known)
+    assert not after(words, "-global")
+    (memory,) = after(words, "-object")
     assert memory.endswith(",share=off")

@@ -53,6 +53,24 @@ def test_a_full_one_is_mapped_with_changes_of_ones_own_only(template: Template) 
         os.close(fd)
 
 
+def test_it_takes_no_memory_for_what_is_zero() -> None:
+    page = mmap.PAGESIZE
+    size = (3 << 20) + 2 * page
+    wanted = bytearray(size)
+    template = Template(size)
+    try:
+        for place in (page, (1 << 20) - 1, (2 << 20) + 8 * page, size - page):
+            wanted[place] = place % 251 + 1
+        os.pwrite(fd := template.memory(), wanted, 0)
+        assert os.fstat(fd).st_blocks * 512 == size
+        template.seal()
+        assert os.fstat(fd).st_blocks * 512 == 4 * page
+        assert os.pread(fd, size, 0) == wanted
+        os.close(fd)
+    finally:
+        template.close()
+
+
 def test_it_is_not_sealed_while_somebody_can_write(template: Template) -> None:
     fd = reopened(template)
     try:

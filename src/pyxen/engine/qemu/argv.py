@@ -77,6 +77,8 @@ def build(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-L", marker(facts.directory)),
         *("-nodefaults", "-no-user-config", "-S"),
         *(("-incoming", "defer") if facts.incoming else ()),
+        # The state of a filled template doesn't say that its guest stood still: its clones go on by themselves.
+        *(("-global", "migration.store-global-state=off") if facts.memory_shared else ()),
         *("-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *_monitors(facts.control_fd),

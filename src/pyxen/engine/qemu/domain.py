@@ -232,16 +232,14 @@ class QemuDomain(ProcessDomain):
                     await monitor.execute("migrate_cancel")
                 raise
 
-    async def load_state(self, stream: int, *, paused: bool, late_disks: bool, shared: bool = False) -> None:
-        """Take the guest's state from ``stream``; then let it go on unless ``paused``. ``shared``: its memory is there.
+    async def load_state(self, stream: int, *, paused: bool, late_disks: bool) -> None:
+        """Take the guest's state from ``stream``; then let it go on unless ``paused``.
 
         Raises EngineError; then nothing of the domain is left.
         """
         try:
             async with session(self.directory, timeout_s=None) as monitor:
-                await _set_capabilities(
-                    monitor, {"events": True, "late-block-activate": late_disks, **_ignoring(shared)}
-                )
+                await _set_capabilities(monitor, {"events": True, "late-block-activate": late_disks})
                 await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
                 await monitor.execute("migrate-incoming", {"uri": "fd:state"})
                 await self._moved(monitor, "restore")

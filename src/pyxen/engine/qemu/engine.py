@@ -114,7 +114,7 @@ class QemuEngine:
     ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         incoming = state is not None or template is not None
-        stopped = paused or incoming
+        stopped = paused or (incoming and template is None)
         if template is not None and not template.full:
             assert state is not None
             await self._fill(template, spec, directory, state)
@@ -132,12 +132,8 @@ class QemuEngine:
             raise
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
-            await domain.settle(_READY_S, paused=stopped)
-            if template is not None:
-                with contextlib.ExitStack() as stack:
-                    stack.callback(os.close, devices := template.devices())
-                    await domain.load_state(devices, paused=paused, late_disks=late_disks, shared=True)
-            elif state is not None:
+            await domain.settle(_READY_S, paused=stopped, loading=template is not None)
+            if template is None and state is not None:
                 await domain.load_state(state, paused=paused, late_disks=late_disks)
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error
@@ -170,7 +166,7 @@ class QemuEngine:
         finally:
             await domain.destroy()
             domain.close()
-        template.seal()
+        await asyncio.to_thread(template.seal)
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
         domain = QemuDomain.adopt(spec, directory, self._watcher())

@@ -69,17 +69,24 @@ def launch(
 ) -> tuple[int, StartedInfo]:
     """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process.
 
-    ``incoming`` (always ``paused``, too): it waits for a guest's state, and is told of that later. The guest's memory
-    is that of ``template`` if there is one: to be filled, or with changes of its own where it is full.
+    ``incoming``: it waits for a guest's state, and is told of that later (so it is ``paused``, too). The guest's memory
+    is that of ``template`` if there is one: to be filled, or with changes of its own where it is full; then the rest of
+    the state is there as well, and it goes on by itself.
     """
     info = StartedInfo(accelerator=accelerator)
     try:
         with Descriptors() as descriptors:
-            facts = _gather(spec, directory, accelerator, paused, descriptors, info, incoming=incoming)
+            facts = _gather(spec, directory, accelerator, descriptors, info, incoming=incoming)
+            commands = _first_commands(spec.config, incoming=incoming)
             if template is not None:
                 # Opened anew by QEMU; all may open a memfd whose descriptor they have.
                 path = f"/proc/self/fd/{descriptors.take(template.memory())}"
                 facts = replace(facts, memory=path, memory_shared=not template.full)
+                if template.full:
+                    commands += _loading(descriptors.take(template.devices()))
+            if not paused:
+                commands.append({"execute": "cont", "id": "cont"})
+            descriptors.take(_give_commands(directory, commands))
             arguments = build(spec, facts)
             (directory / "stderr").touch(mode=0o600)
             if spec.uid is not None:
@@ -118,7 +125,6 @@ def _gather(
     spec: DomainSpec,
     directory: Path,
     accelerator: str,
-    paused: bool,
     descriptors: Descriptors,
     info: StartedInfo,
     *,
@@ -129,7 +135,6 @@ def _gather(
     code = find_firmware(config)
     (directory / "console.out").symlink_to("console.log")
     (directory / "events.out").symlink_to("events")
-    descriptors.take(_give_commands(config, directory, paused, incoming=incoming))
     if config.type is DomainType.HVM and config.vnc:
         info.vnc = choose_display(config.vnclisten, config.vncdisplay)
     return Facts(
@@ -139,8 +144,9 @@ def _gather(
         host_cpus=len(os.sched_getaffinity(0)),
         control_fd=descriptors.take(listen(directory, qmp.SOCKET)),
         agent_fd=descriptors.take(listen(directory, AGENT)),
-        kernel=openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
-        ramdisk=openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
+        # A guest that goes on has its kernel in memory, and a reset ends this process.
+        kernel=None if incoming else openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
+        ramdisk=None if incoming else openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
         drives=open_drives(config.disk, descriptors),
         netdevs=open_networks(spec, descriptors, info),
         firmware_code=descriptors.open(code, writable=False) if code else None,
@@ -150,7 +156,26 @@ def _gather(
     )
 
 
-def _give_commands(config: DomainConfig, directory: Path, paused: bool, *, incoming: bool) -> int:
+def _first_commands(config: DomainConfig, *, incoming: bool) -> list[dict[str, object]]:
+    commands: list[dict[str, object]] = [{"execute": "qmp_capabilities", "id": READY_ID}]
+    if balloons(config) and not incoming:
+        commands.append({"execute": "balloon", "arguments": {"value": config.memory << 20}, "id": "balloon"})
+    return commands
+
+
+def _loading(devices: int) -> list[dict[str, object]]:
+    """What has QEMU take in a template's devices, from this descriptor.
+
+    Told with the first commands, since each question and answer later would take longer than that itself.
+    """
+    wanted = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+    return [
+        {"execute": "migrate-set-capabilities", "arguments": {"capabilities": wanted}, "id": "capabilities"},
+        {"execute": "migrate-incoming", "arguments": {"uri": f"fd:{devices}"}, "id": "incoming"},
+    ]
+
+
+def _give_commands(directory: Path, commands: list[dict[str, object]]) -> int:
     """Put into the events monitor's FIFO what it is told before anything else.
 
     Returns a descriptor that must be open until QEMU has opened the FIFO: what is in it goes with its last opener.
@@ -158,11 +183,6 @@ def _give_commands(config: DomainConfig, directory: Path, paused: bool, *, incom
     fifo = directory / "events.in"
     os.mkfifo(fifo, 0o600)
     fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    commands: list[dict[str, object]] = [{"execute": "qmp_capabilities", "id": READY_ID}]
-    if balloons(config) and not incoming:
-        commands.append({"execute": "balloon", "arguments": {"value": config.memory << 20}, "id": "balloon"})
-    if not paused:
-        commands.append({"execute": "cont", "id": "cont"})
     os.write(fd, b"".join(map(msgspec.json.encode, commands)))
     return fd
 
