@@ -40,6 +40,17 @@ def vif_device(number: int) -> str:
     return f"nic{number}"
 
 
+class Waking(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guest of a clone must still be told."""
+
+    hostname: str | None = None
+    """None: it keeps the one that it has."""
+    machine_id: str
+    """32 hexadecimal digits, machine-id(5)."""
+    macs: dict[str, str] = {}
+    """Its vifs' new addresses by the old ones, of those on bridges; they are connected when it has them."""
+
+
 class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A DomainConfig with nothing left open: what an engine needs to start one domain.
 
@@ -63,6 +74,11 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: str | None = None
     """The monitor's model of a machine, where it must be a certain one: that of a saved state."""
+    generation: str | None = None
+    """A UUID that changes when the guest goes back in time or becomes two (ACPI's VM generation ID); None: it has none.
+    """
+    waking: Waking | None = None
+
     slots: dict[str, int] = {}
     """The place on its bus of each device that has one, by the device's id; those missing get a free one."""
 
@@ -75,6 +91,11 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     def most_memory_mib(self) -> int:
         """Memory that it can have without a new start."""
         return max(self.config.memory, self.config.maxmem or 0)
+
+
+def tap_name(spec: DomainSpec, number: int, vif: Vif) -> str:
+    """The host's network device of a vif on a bridge."""
+    return vif.vifname or f"vif{spec.domid}.{number}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,10 @@ def check_bridging(bridge: str) -> None:
         raise Unsupported(f"{bridge} is a network device, but not a bridge")
 
 
-def open_tap(name: str, bridge: str) -> int:
+def open_tap(name: str, bridge: str, *, joined: bool = True) -> int:
     """Make the tap ``name``, put it on ``bridge``, bring it up; returns its descriptor. It goes when that is closed.
+
+    Unless ``joined`` it is not on the bridge yet: :func:`join` puts it there.
 
     Raises Conflict if the name is taken, else EngineError.
     """
@@ -54,7 +56,9 @@ def open_tap(name: str, bridge: str) -> int:
         fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
-            _join(name, bridge)
+            _bring_up(name)
+            if joined:
+                _add(name, bridge)
         except BaseException:
             os.close(fd)
             raise
@@ -65,9 +69,23 @@ def open_tap(name: str, bridge: str) -> int:
     return fd
 
 
-def _join(name: str, bridge: str) -> None:
+def join(name: str, bridge: str) -> None:
+    """Put a tap on ``bridge``, if it isn't on it. Raises EngineError."""
+    if (_NET / name / "master").exists():
+        return
+    try:
+        _add(name, bridge)
+    except OSError as error:
+        raise EngineError(f"cannot put the network device {name} on {bridge}: {error.strerror}") from error
+
+
+def _add(name: str, bridge: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCBRADDIF, _IFREQ_INT.pack(bridge.encode(), socket.if_nametoindex(name)))
+
+
+def _bring_up(name: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         _, flags = _IFREQ.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0)))
         fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(name.encode(), flags | _IFF_UP))
 

@@ -23,6 +23,7 @@ _ENV = {
 }
 _SEED_BYTES = 64
 _RESTORED_S = 5.0
+_LAST_WORDS = 1000
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -63,9 +64,20 @@ class Agents:
         except Exception as error:
             self._life.log.warning("a restored guest could not be told the time", name=name, why=repr(error))
 
-    def tell_soon(self, live: Live) -> None:
-        """The same, later: nobody waits for a guest that may have no agent."""
-        live.asking.append(asyncio.create_task(self.tell_restored(live)))
+    async def run(self, live: Live, request: agent_api.ExecRequest) -> tuple[int, str]:
+        """Run a command to its end; its status, and what it has said. Raises PyxenError."""
+        link = await self._link(live, request.wait_s)
+        command = await begin_on(link, live.spec.config.name, request)
+        words = b""
+        try:
+            while (piece := await command.output()) is not None:
+                words = (words + piece[1])[-_LAST_WORDS:]
+        except Refused as refused:
+            raise _explain(live.spec.config.name, request, refused.errno) from None
+        except asyncio.CancelledError:
+            await command.abandon()
+            raise
+        return ended(command).status, words.decode(errors="replace").strip()
 
     async def forget(self, uuid: str) -> None:
         """Let go of the connection to a domain's agent."""

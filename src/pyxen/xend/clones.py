@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import uuid as uuids
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import msgspec
 
 from pyxen import snapshot_api
 from pyxen.config.model import Disk, DiskFormat, DomainConfig
+from pyxen.engine.contract import Waking
 from pyxen.engine.template import Template
-from pyxen.errors import PyxenError, Unsupported
+from pyxen.errors import PyxenError
 from pyxen.xend import saved, saving
 from pyxen.xend.belongings import root_layer, variables
 from pyxen.xend.copies import copy_disk
@@ -22,11 +24,13 @@ from pyxen.xend.registry import now
 from pyxen.xend.snapshot_files import DESCRIPTION, STATE, VARIABLES, Description, check, discard
 from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Record
+from pyxen.xend.waking import waking_of
 
 _SAME = (
-    "its guest goes on with the source's host name and addresses, and unless an agent in it is told by xend, "
-    "with its clock and the random numbers that it has ahead, too"
+    "unless an agent in its guest is told by xend, it goes on with its source's host name and clock, "
+    "and with the random numbers that it has ahead"
 )
+_OFFLINE = "its vifs are not on their bridges before the agent in its guest has given it its own MACs"
 
 
 class Clones:
@@ -48,7 +52,6 @@ class Clones:
                 return await self._start(folder, description, request)
         source = self._life.records.changeable(ref, "clone")
         async with self._life.registry.lock(source.uuid):
-            _check_networks(source.config)
             folder = await self._snapshots.take(source, f".clone-{uuids.uuid4().hex[:8]}")
             try:
                 description = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)
@@ -61,7 +64,6 @@ class Clones:
     ) -> tuple[Record, list[str]]:
         ready = folder in self._snapshots.templates
         head = await asyncio.to_thread(check, folder, description, head_only=ready)
-        _check_networks(head.config)
         files = self._files(folder, description, head.config.image, request.name)
         config, warnings = _described(head.config, description, request.name, dict(_targets(description, files)))
         self._life.records.check_free(config.name, config.uuid)
@@ -106,12 +108,19 @@ class Clones:
     async def _build(
         self, record: Record, folder: Path, head: saved.Head, template: Template | None, *, paused: bool
     ) -> list[str]:
+        build = functools.partial(
+            self._life.build,
+            record,
+            Origin.CREATE,
+            paused=paused,
+            head=head,
+            template=template,
+            waking=_waking(head.config, record.config),
+        )
         if template is not None and template.full:
-            return await self._life.build(record, Origin.CREATE, paused=paused, head=head, template=template)
+            return await build()
         async with saving.reading(folder / STATE) as state:
-            return await self._life.build(
-                record, Origin.CREATE, paused=paused, state=state, head=head, template=template
-            )
+            return await build(state=state)
 
     def _files(
         self, folder: Path, description: Description, image: str | None, name: str
@@ -135,6 +144,16 @@ class Clones:
             made.append(target)
 
 
+def _waking(before: DomainConfig, after: DomainConfig) -> Waking:
+    """What the guest is to be told of the difference."""
+    macs = {old.mac: new.mac for old, new in zip(before.vif, after.vif, strict=True) if old.bridge}
+    return waking_of(
+        after.name,
+        named=after.image is not None and "hostname=" not in f"{after.root} {after.extra} {after.cmdline}",
+        macs={old: new for old, new in macs.items() if old and new},
+    )
+
+
 def _targets(description: Description, files: list[tuple[Path, Path, str]]) -> list[tuple[str, tuple[str, str]]]:
     return [
         (disk.vdev, (str(target), format))
@@ -143,21 +162,13 @@ def _targets(description: Description, files: list[tuple[Path, Path, str]]) -> l
     ]
 
 
-def _check_networks(config: DomainConfig) -> None:
-    for number, vif in enumerate(config.vif):
-        if vif.bridge:
-            raise Unsupported(
-                f"vif {number} of '{config.name}' is on the bridge {vif.bridge}: "
-                "a clone's guest would go on there with the same MAC and addresses",
-                hint="Domains with user-mode networks, or without any, can be cloned.",
-            )
-
-
 def _described(
     config: DomainConfig, description: Description, name: str, targets: dict[str, tuple[str, str]]
 ) -> tuple[DomainConfig, list[str]]:
     """The clone's own description, and what it can't have of its source's."""
     warnings = [_SAME]
+    if any(vif.bridge for vif in config.vif):
+        warnings.append(_OFFLINE)
     if any(vif.forward for vif in config.vif):
         warnings.append("forward=… is left out: these ports are its source's")
 

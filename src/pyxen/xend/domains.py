@@ -32,6 +32,7 @@ from pyxen.xend.saving import Saving
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Phase, Record
+from pyxen.xend.waking import Wakers
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
 
@@ -52,7 +53,10 @@ class Domains:
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
-        life.on_restored.append(self.agent.tell_soon)
+        life.on_restored.append(Wakers(life, self.agent).tell_soon)
+        for uuid, live in life.registry.live.items():
+            if live.spec.waking is not None and live.process.stopped is None:  # an earlier xend's clones
+                life.restored(life.registry.records[uuid])
         self.migration = migration
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
@@ -390,6 +394,8 @@ class Domains:
             if live.process.paused is not wanted:
                 await (live.process.pause() if wanted else live.process.unpause())
                 self._life.tell("domain-paused" if wanted else "domain-unpaused", record)
+                if live.untold and not wanted:
+                    self._life.restored(record)
         return self._registry.view(record)
 
     async def _trigger(self, record: Record, live: Live, trigger: api.Trigger, vcpu: int | None) -> None:

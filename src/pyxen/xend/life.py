@@ -26,7 +26,7 @@ from pyxen.config.cpulist import ranges
 from pyxen.config.model import Action, DomainConfig
 from pyxen.engine.cgroup import Shares
 from pyxen.engine.choose import choose
-from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
+from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped, Waking
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.numa import nodes_near
 from pyxen.engine.placement import resolve
@@ -99,9 +99,12 @@ class Life:
         )
 
     def restored(self, record: Record) -> None:
-        """Say that a guest goes on in another place or at another time."""
-        for call in self.on_restored:
-            call(self.registry.live[record.uuid])
+        """Say that a guest goes on in another place or at another time; of one that is paused, when it does."""
+        live = self.registry.live[record.uuid]
+        live.untold = live.process.paused
+        if not live.untold:
+            for call in self.on_restored:
+                call(live)
 
     def spawn(self, step: Coroutine[Any, Any, None]) -> None:
         """Run a step in the background; what it raises is logged, and the task is kept until it ends."""
@@ -137,6 +140,7 @@ class Life:
         late_disks: bool = False,
         accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
         template: Template | None = None,
+        waking: Waking | None = None,
     ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
@@ -144,7 +148,8 @@ class Life:
         halted. With ``config`` it starts by that description, which becomes the record's when it runs. With ``state``
         the guest goes on from what is read there, with ``head`` on the engine and model of a machine that it had, its
         devices in the same slots. ``accept`` may refuse what has been built by raising, or says what is meant to happen
-        to it next. With a full ``template`` the guest goes on from that, and an empty one is filled.
+        to it next. With a full ``template`` the guest goes on from that, and an empty one is filled. ``waking``: what
+        it is to be told then.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -163,7 +168,10 @@ class Life:
                 images=self.images,
                 running=list(self.registry.running_specs()),
             )
-            spec = msgspec.structs.replace(prepared.spec, domid=domid, uid=self._uid(domid))
+            generation = (head.generation if head else None) or str(uuids.uuid4())
+            spec = msgspec.structs.replace(
+                prepared.spec, domid=domid, uid=self._uid(domid), generation=generation, waking=waking
+            )
             if head is not None:
                 spec = msgspec.structs.replace(spec, machine=head.machine, slots=head.slots)
             spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, config))

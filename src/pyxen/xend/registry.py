@@ -26,6 +26,8 @@ class Live:
     console: Console
     accelerator: str = ""
     silent: bool = False
+    untold: bool = False
+    """Its guest is to be told that it goes on elsewhere or later, as soon as it does."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     asking: list[asyncio.Task[None]] = field(default_factory=list)
     leaving: dict[str, asyncio.Future[None]] = field(default_factory=dict)

@@ -42,6 +42,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     machine: str
     """The monitor's model of a machine."""
+    generation: str | None = None
+    """DomainSpec's, if this is the only place where the guest will go on; None: it gets another."""
     slots: dict[str, int] = {}
     """Where its devices are (engine.contract.DomainSpec)."""
     config: DomainConfig

@@ -117,8 +117,7 @@ class Saving:
                 )
             warnings = await self._load(record, head, path, start, paused=request.paused)
             self._life.tell("domain-restored", record, path=str(path))
-            if not request.paused:
-                self._life.restored(record)
+            self._life.restored(record)
         return record, warnings
 
     async def _load(self, record: Record, head: saved.Head, path: Path, start: int, *, paused: bool) -> list[str]:
@@ -166,7 +165,15 @@ async def finish(life: Life, record: Record) -> None:
 
 
 async def head_of(record: Record, live: Live, save_id: str) -> saved.Head:
-    """What is known of a running domain besides its state. Raises Unsupported where that can't be saved."""
+    """What is known of a running domain besides its state. Raises Unsupported where that can't be saved.
+
+    Conflict for a clone whose guest has its source's addresses yet: whoever goes on from it would keep them.
+    """
+    if live.spec.waking is not None and live.spec.waking.macs:
+        raise Conflict(
+            f"the guest of '{record.name}' has not got its own addresses yet",
+            hint="xend tells its agent, which may take a minute; see: xm log",
+        )
     return saved.Head(
         version=saved.VERSION,
         save_id=save_id,

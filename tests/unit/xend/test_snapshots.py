@@ -224,10 +224,6 @@ async def test_a_clone_that_cannot_be_leaves_nothing(boot: Boot, disk: Path, mon
     assert [record.name for record in await xend.life.store.records()] == ["web"]
     assert gone(xend, "three")
     assert gone(xend, "two")
-    bridged = describe("bridged", vif=(Vif(bridge="br0"),))
-    await xend.domains.create(CreateRequest(config=bridged))
-    with pytest.raises(Unsupported, match="vif 0 of 'bridged' is on the bridge br0"):
-        await xend.domains.clone("bridged", CloneRequest("four"))
 
 
 async def test_clones_of_a_snapshot_share_its_memory(boot: Boot, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

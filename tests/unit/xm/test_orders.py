@@ -129,6 +129,10 @@ def test_snapshots_and_clones(xm: Xm, fake: FakeClient) -> None:
     assert xm("snapshot", "revert", "-p", "web", "base") == (0, "", "")
     assert xm("snapshot", "rm", "web", "base", "old") == (0, "", "")
     assert xm("snapshot", "rm", "web").status == 2
+    assert xm("create", "--from", "web:base", "name=four").out == "Started domain web (id=3)\n"
+    assert xm("create", "-q", "-p", "--from", "web").out == ""
+    for words in (["memory=64"], ["web.cfg"], ["-n"], ["name=a", "name=b"]):
+        assert xm("create", "--from", "web:base", *words).status == 2
     assert xm("clone", "web", "two").out == "Started domain web (id=3)\n"
     assert xm("clone", "-q", "-m", "-p", "-s", "base", "web", "three").out == ""
     assert [order for order in fake.orders if order[0] != "snapshots"] == [
@@ -136,6 +140,8 @@ def test_snapshots_and_clones(xm: Xm, fake: FakeClient) -> None:
         ("revert", "web", "base", True),
         ("remove_snapshot", "web", "base"),
         ("remove_snapshot", "web", "old"),
+        ("clone", "web", "four", "base", False, False),
+        ("clone", "web", "web-1", None, True, False),
         ("clone", "web", "two", None, False, False),
         ("clone", "web", "three", "base", True, True),
     ]

@@ -294,6 +294,9 @@ def _network_card(config: DomainConfig, model: str | None) -> str:
 
 def _hvm_devices(spec: DomainSpec, facts: Facts) -> list[str]:
     arguments: list[str] = []
+    if spec.generation is not None:
+        # Not for pvh domains: qboot can't tell QEMU where it has put the number in the guest's memory.
+        arguments += ["-device", f"vmgenid,guid={spec.generation}"]
     if spec.config.vga in VGA_MODELS:
         arguments += ["-device", _pci(spec, DISPLAY, VGA_MODELS[spec.config.vga])]
     for device in spec.config.usbdevice:

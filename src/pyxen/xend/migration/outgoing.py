@@ -178,7 +178,7 @@ class Outgoing:
         head = await head_of(record, live, migration_id)
         # With the disks as they lie here: an image's root layer, too, which would be made anew there.
         config = msgspec.structs.replace(head.config, disk=live.spec.config.disk)
-        head = msgspec.structs.replace(head, config=config)
+        head = msgspec.structs.replace(head, config=config, generation=live.spec.generation)
         accelerator = live.process.info.accelerator
         with fit.files(live.spec.config.disk) as files:
             offer = wire.Offer(

@@ -21,10 +21,11 @@ def command(
     """Start a copy of a domain, as it is or as it was.
 
     DOMAIN runs on. The new domain goes on from the same memory, under another name and UUID, with copies of the
-    writable disks (in xend's folder of disks) and MACs of its own in its description. Its guest knows nothing of that:
-    it has the same host name and addresses; xend tells the agent in it, if there is one, the time and new random
-    numbers. Ports that are forwarded stay DOMAIN's, and domains on a bridge can't be cloned. Clones of one snapshot
-    (-s) share its memory, and start faster from the second one on.
+    writable disks (in xend's folder of disks) and MACs of its own. xend tells the agent in its guest the time, new
+    random numbers, a machine ID and, if it has booted from an image, its host name. Vifs on bridges are not connected
+    before the agent has given them their MACs; without an agent they stay so. On user-mode networks the guest keeps
+    its source's MACs until it reboots. Ports that are forwarded stay DOMAIN's. Clones of one snapshot (-s) share its
+    memory, and start faster from the second one on.
     """
     made = session.client.clone(domain, name, snapshot, paused=paused, managed=managed)
     if not quiet:

@@ -1,0 +1,128 @@
+"""Clones' guests are told who they are, and are on no bridge before. The script itself runs in tests/guest only."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pyxen import agent_api
+from pyxen.api import CreateRequest
+from pyxen.config.model import Vif
+from pyxen.engine.contract import DomainSpec
+from pyxen.errors import Conflict, PyxenError, Unsupported
+from pyxen.snapshot_api import CloneRequest, SnapshotRequest
+from pyxen.xend import waking
+from pyxen.xend.agent import Agents
+from pyxen.xend.registry import Live
+from tests.unit.xend.conftest import Xend, describe
+from tests.unit.xend.test_life import Boot, until
+
+pytestmark = pytest.mark.anyio
+OLD, KEPT = "00:16:3e:00:00:01", "00:16:3e:00:00:02"
+
+
+class Guest:
+    """What the agents of all guests would hear."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, str] | PyxenError = (0, "")
+        self.told: list[str] = []
+        self.asked: list[dict[str, str]] = []
+        self.joined: list[tuple[str, str]] = []
+
+    async def tell_restored(self, _agents: Agents, live: Live) -> None:
+        self.told.append(live.spec.config.name)
+
+    async def run(self, _agents: Agents, _live: Live, request: agent_api.ExecRequest) -> tuple[int, str]:
+        self.asked.append(dict(request.env))
+        if isinstance(self.answer, PyxenError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def guest(monkeypatch: pytest.MonkeyPatch) -> Guest:
+    guest = Guest()
+
+    async def told(agents: Agents, live: Live) -> None:
+        await guest.tell_restored(agents, live)
+
+    async def run(agents: Agents, live: Live, request: agent_api.ExecRequest) -> tuple[int, str]:
+        return await guest.run(agents, live, request)
+
+    monkeypatch.setattr(Agents, "tell_restored", told)
+    monkeypatch.setattr(Agents, "run", run)
+    monkeypatch.setattr(waking, "join", lambda name, bridge: guest.joined.append((name, bridge)))
+    return guest
+
+
+async def with_source(xend: Xend) -> None:
+    vifs = (Vif(bridge="br0", mac=OLD), Vif(mac=KEPT))
+    await xend.domains.create(CreateRequest(config=describe("web", vif=vifs)))
+    await xend.domains.snapshots.create("web", SnapshotRequest("base"))
+
+
+def spec_of(xend: Xend, name: str) -> DomainSpec:
+    """What a later xend would read."""
+    domid = xend.domains.get(name).domid
+    assert domid is not None
+    return msgspec.json.decode((xend.life.directory(domid) / "domain.json").read_bytes(), type=DomainSpec)
+
+
+async def test_a_clone_gets_new_addresses_and_then_its_bridge(boot: Boot, guest: Guest) -> None:
+    xend = await boot()
+    await with_source(xend)
+    made = await xend.domains.clone("web", CloneRequest("two", "base"))
+    assert any("not on their bridges" in warning for warning in made.warnings)
+    await until(lambda: spec_of(xend, "two").waking is None)
+    new = spec_of(xend, "two").config.vif[0].mac
+    assert new != OLD
+    assert guest.joined == [(f"vif{made.domid}.0", "br0")]
+    (env,) = guest.asked
+    assert env["NEW_MACS"] == f"{OLD} {new}", "vifs that are on no bridge stay as they are"
+    assert env["NEW_NAME"] == "", "no image: what it is called is the guest's own business"
+    assert len(env["NEW_ID"]) == 32
+    assert guest.told == ["two"]
+    await xend.domains.snapshots.create("two", SnapshotRequest("base"))
+
+
+@pytest.mark.parametrize("answer", [(1, "no card"), Unsupported("no agent")], ids=["refused", "no agent"])
+async def test_a_guest_that_cannot_be_told_is_asked_again_by_a_later_xend(
+    boot: Boot, guest: Guest, answer: tuple[int, str] | PyxenError
+) -> None:
+    xend = await boot()
+    await with_source(xend)
+    guest.answer = answer
+    await xend.domains.clone("web", CloneRequest("two", "base"))
+    await until(lambda: "domain-offline" in xend.kinds())
+    assert not guest.joined
+    with pytest.raises(Conflict, match="has not got its own addresses yet"):
+        await xend.domains.snapshots.create("two", SnapshotRequest("of-two"))
+    await xend.die()
+    guest.answer = (0, "")
+    again = await boot()
+    await until(lambda: spec_of(again, "two").waking is None)
+    assert len(guest.joined) == 1
+
+
+async def test_one_that_is_paused_is_told_when_it_runs(boot: Boot, guest: Guest, tmp_path: Path) -> None:
+    xend = await boot()
+    await with_source(xend)
+    await xend.domains.clone("web", CloneRequest("two", "base", paused=True))
+    await asyncio.sleep(0)
+    assert not guest.told
+    await xend.domains.unpause("two")
+    await until(lambda: bool(guest.joined))
+    await xend.domains.pause("two")
+    await xend.domains.unpause("two")
+    await xend.life.settle()
+    assert guest.told == ["two"], "once is enough"
+
+
+@pytest.mark.parametrize(("name", "hostname"), [("web-2", "web-2"), ("web_2", None)])
+def test_a_host_name_is_what_can_be_one(name: str, hostname: str | None) -> None:
+    assert waking.waking_of(name, named=True, macs={}).hostname == hostname
+    assert waking.waking_of(name, named=False, macs={}).hostname is None
