@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def qmp(host: Host, name: str, command: str) -> Any:
 
 
 @pytest.fixture
-def source(host: Host) -> Iterator[Host]:
+def source(host: Host) -> Host:
     host.xm("create", "image=tiny", "name=web", "memory=128")
     host.ready("web").close()
     run(host, "web", "echo 0123456789abcdef0123456789abcdef > /etc/machine-id")
@@ -91,9 +90,12 @@ def test_clones_on_a_bridge_have_addresses_of_their_own(bridged: BridgedHost) ->
     assert re.findall(r"vif\d+\.0", ports) == ["vif1.0", f"vif{number}.0"]
     # Both are heard at once, each at its own port. (A bridge lets nothing through in a new port's first seconds.)
     run(bridged, "one", "ip address flush dev eth0; ip address add 10.77.0.3/24 dev eth0")
+    ping = ("ping", "-c", "1", "-W", "2", HOST)
     for name in ("one", "web"):
-        ping = ("xm", "exec", name, "--", "ping", "-c", "1", "-W", "2", HOST)
-        wait_for(lambda words=ping: bridged.try_run(*words).returncode == 0, f"{name} has an answer")
+        wait_for(
+            lambda: bridged.try_run("xm", "exec", name, "--", *ping).returncode == 0,  # noqa: B023
+            f"{name} has an answer",
+        )
     neighbours = bridged.ip("-n", bridged.name, "neigh").stdout
     for name, address in (("web", "10.77.0.2"), ("one", "10.77.0.3")):
         assert re.search(rf"^{address} .*{own[name]}", neighbours, re.MULTILINE)
