@@ -76,10 +76,27 @@ class AgentEnded(Struct):
     signal: int | None = None
 
 
+class Running(Struct, omit_defaults=True):
+    """The domain in which ``xm run`` runs a command."""
+
+    domid: int
+    name: str
+    kernel: str
+    """Its release."""
+    gdb: str | None = None
+    """The socket to which gdb can connect."""
+    symbols: str | None = None
+    """The kernel's vmlinux, where it is known."""
+
+
 class AgentEvent(Struct, omit_defaults=True):
     """One of these."""
 
     started: AgentStarted | None = None
+    step: str | None = None
+    """Of ``xm run``: what is being made ready."""
+    running: Running | None = None
+    """Of ``xm run``: the domain has been started."""
     taken: int | None = None
     """So many more of the client's binary messages have been taken."""
     ended: AgentEnded | None = None

@@ -37,6 +37,7 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     GET    /v1/snapshots                   SnapshotList, all domains'
     WS     /v1/domains/{domain}/console    see below
     WS     /v1/domains/{domain}/agent      a command or a file of the guest, see below
+    WS     /v1/run                         a command with a domain of its own, see below
     GET    /v1/domains/{domain}/trace      application/x-ndjson of TraceRecord ``?only=KIND`` (repeated)
     GET    /v1/cpupools                    CpuPoolList
     POST   /v1/cpupools                    CreateCpuPoolRequest → 201 CpuPool
@@ -71,6 +72,9 @@ server answers with AgentEvents as text, ``started`` or ``error`` first, ``ended
 Output comes in binary messages, each with a first byte that says which: 1 standard output (or the file), 2 errors.
 Binary messages from the client are the command's standard input (or the file), AgentInput as text the rest. How many
 of them the command has taken comes as ``taken``. A client that goes away hangs up on its command.
+
+Run (WebSocket): the same with a domain that is started for the command and ends before ``ended`` is said, or when the
+client goes away. The client first sends a RunRequest; ``step`` and ``running`` come before ``started``.
 """
 
 from __future__ import annotations
@@ -191,6 +195,8 @@ class Domain(Struct):
     """The boot watchdog has heard nothing."""
     vnc: str | None = None
     """``ADDRESS:DISPLAY`` where there is a VNC server."""
+    gdb: str | None = None
+    """The socket to which gdb can connect."""
     forwards: list[str] = field(default_factory=list)
     """User-mode port forwards, ``tcp 127.0.0.1:2222 -> 22``."""
     warnings: list[str] = field(default_factory=list)

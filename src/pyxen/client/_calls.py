@@ -392,9 +392,9 @@ def console_target(ref: str, *, after: int | None, wait: bool) -> str:
     return _domain_path(ref, "console") + ("?" + urlencode(present) if present else "")
 
 
-def agent_target(ref: str) -> str:
-    """Path of the WebSocket to a guest's agent."""
-    return _domain_path(ref, "agent")
+def agent_target(ref: str | None) -> str:
+    """Path of the WebSocket to a guest's agent; None: of a domain that is started for it."""
+    return "/v1/run" if ref is None else _domain_path(ref, "agent")
 
 
 def exec_request(
@@ -406,7 +406,7 @@ def exec_request(
     return agent_api.ExecRequest(argv=list(argv), env=dict(env or {}), cwd=cwd, wait_s=wait_s, **terminal)
 
 
-def agent_event(text: str, ref: str) -> agent_api.AgentEvent:
+def agent_event(text: str, ref: str | None) -> agent_api.AgentEvent:
     """What xend says of a command or file. Raises the error that it reports."""
     event = decode_json(text.encode(), agent_api.AgentEvent)
     if event.error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import connect, unix_connect
 
-from pyxen import agent_api
+from pyxen import agent_api, run_api
 from pyxen.client import _calls
 from pyxen.client.transport import Address, unreachable
 from pyxen.errors import PyxenError, Unavailable
@@ -29,7 +29,14 @@ class Command:
     It has started when the constructor returns. Leaving it hangs up on the command.
     """
 
-    def __init__(self, address: Address, ref: str, request: agent_api.AgentRequest) -> None:
+    def __init__(
+        self,
+        address: Address,
+        ref: str | None,
+        request: agent_api.AgentRequest | run_api.RunRequest,
+        told: Callable[[agent_api.AgentEvent], None] = lambda event: None,
+    ) -> None:
+        """``ref`` None, for a RunRequest: in a domain of its own, of which ``told`` hears before the command starts."""
         self._ref = ref
         self._socket = _connect(address, ref)
         self._over = False
@@ -40,7 +47,8 @@ class Command:
         try:
             self._send(msgspec.json.encode(request).decode())
             while (event := self._event(self._socket.recv())) is None or event.started is None:
-                pass
+                if event is not None:
+                    told(event)
             self.started = event.started
         except ConnectionClosed as error:
             raise _gone() from error
@@ -135,7 +143,7 @@ class Command:
         return None if isinstance(message, bytes) else _calls.agent_event(message, self._ref)
 
 
-def _connect(address: Address, ref: str) -> Any:
+def _connect(address: Address, ref: str | None) -> Any:
     uri = f"ws://{address.netloc}{_calls.agent_target(ref)}"
     try:
         if address.socket is not None:
@@ -149,7 +157,7 @@ def _connect(address: Address, ref: str) -> Any:
         raise unreachable(address, error) from error
 
 
-def refusal(refused: InvalidStatus, ref: str) -> PyxenError:
+def refusal(refused: InvalidStatus, ref: str | None) -> PyxenError:
     """Why xend did not take the connection."""
     return _calls.problem(refused.response.status_code, bytes(refused.response.body or b""), ref=ref)
 

@@ -9,14 +9,16 @@ import msgspec
 from websockets.asyncio.client import connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from pyxen import agent_api
+from pyxen import agent_api, run_api
 from pyxen.client import _calls
 from pyxen.client.agent import CHUNK, OPTIONS, refusal
 from pyxen.client.transport import Address, unreachable
 from pyxen.errors import Unavailable
 
 
-async def carry_out(address: Address, ref: str, request: agent_api.AgentRequest, data: bytes) -> agent_api.ExecResult:
+async def carry_out(
+    address: Address, ref: str | None, request: agent_api.AgentRequest | run_api.RunRequest, data: bytes
+) -> agent_api.ExecResult:
     """Give it all of its input while its output is collected."""
     uri = f"ws://{address.netloc}{_calls.agent_target(ref)}"
     try:
@@ -49,7 +51,7 @@ async def _feed(socket: Any, data: bytes) -> None:
     await socket.send(msgspec.json.encode(agent_api.AgentInput(end=True)).decode())
 
 
-async def _collect(socket: Any, ref: str) -> agent_api.ExecResult:
+async def _collect(socket: Any, ref: str | None) -> agent_api.ExecResult:
     output: dict[int, list[bytes]] = {1: [], 2: []}
     while True:
         message = await socket.recv()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api, device_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -337,6 +337,12 @@ class AsyncClient:
     ) -> agent_api.ExecResult:
         """Run a command in a guest, by its agent, to its end."""
         return await self._agent(ref, _calls.exec_request(argv, env, cwd, wait_s), stdin)
+
+    async def run(self, request: run_api.RunRequest, stdin: bytes = b"") -> agent_api.ExecResult:
+        """A command in a domain of its own, with this host's files, to its end."""
+        from pyxen.client.agent_aio import carry_out
+
+        return await carry_out(self.address, None, request, stdin)
 
     async def read_file(self, ref: str, path: str, *, wait_s: float = agent_api.AGENT_WAIT_S) -> bytes:
         """A file of a guest. Raises NotFound."""

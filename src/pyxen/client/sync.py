@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api, device_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -357,6 +357,17 @@ class Client:
     ) -> agent_api.ExecResult:
         """Run a command in a guest, by its agent, to its end."""
         with self.command(ref, _calls.exec_request(argv, env, cwd, wait_s)) as command:
+            return command.finish([stdin])
+
+    def sandbox(self, request: run_api.RunRequest, told: Callable[[agent_api.AgentEvent], None]) -> Command:
+        """A command in a domain of its own, with this host's files, that ends with it; ``told`` hears of its start."""
+        from pyxen.client.agent import Command
+
+        return Command(self.address, None, request, told)
+
+    def run(self, request: run_api.RunRequest, stdin: bytes = b"") -> agent_api.ExecResult:
+        """The same to its end."""
+        with self.sandbox(request, lambda event: None) as command:
             return command.finish([stdin])
 
     def read_file(self, ref: str, path: str, *, wait_s: float = agent_api.AGENT_WAIT_S) -> bytes:

@@ -36,6 +36,9 @@ def check(config: DomainConfig) -> list[str]:
     _boot(config)
     _disks(config)
     _vifs(config)
+    _once("p9", "The tag {} is already defined", (share.tag for share in config.p9))
+    for share in config.p9:
+        _absolute(f"p9 {share.tag}", share.path, key="p9")
     _address("vnclisten", config.vnclisten)
     warnings = (_boot_warnings, _cpu_warnings, _type_warnings, _disk_warnings, _net_warnings)
     return list(chain.from_iterable(each(config) for each in warnings))

@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = {
     ),
     "clocks": "tsc_mode rtc_timeoffset vpt_align timer_mode",
     "other devices": (
-        "vif2 nics vtpm p9 channel rdm rdm_mem_boundary usbctrl usbdev usb usbversion pci pci_permissive"
+        "vif2 nics vtpm channel rdm rdm_mem_boundary usbctrl usbdev usb usbversion pci pci_permissive"
         " pci_msitranslate pci_seize pci_power_mgmt gfx_passthru dtdev device_tree ioports iomem irq irqs vdispl vsnd"
         " vkb vkb_device virtio vscsi vusb pvcalls soundhw vendor_device fda fdb cdrom parallel monitor monitor_path"
     ),

@@ -11,6 +11,7 @@ from pyxen.config.cpulist import ALL
 from pyxen.config.disk import parse_disk
 from pyxen.config.fold import Value
 from pyxen.config.keys import Key, Kind
+from pyxen.config.share import parse_share
 from pyxen.config.sizes import parse_mib
 from pyxen.config.vif import parse_vif
 from pyxen.config.words import Warn, absolute, nearest, shown
@@ -151,6 +152,11 @@ def _vifs(key: Key, value: Value, context: Context) -> list[object]:
     return [parse_vif(text, warn=context.warn) for text in _list(key, value)]
 
 
+def _shares(key: Key, value: Value, context: Context) -> list[object]:
+    texts = [] if value == "" else _list(key, value)
+    return [parse_share(text, base=context.base) for text in texts]
+
+
 _READERS: dict[Kind, Callable[[Key, Value, Context], object]] = {
     Kind.TEXT: _text,
     Kind.WORD: _word,
@@ -161,5 +167,6 @@ _READERS: dict[Kind, Callable[[Key, Value, Context], object]] = {
     Kind.WORDS: _words,
     Kind.DISKS: _disks,
     Kind.VIFS: _vifs,
+    Kind.SHARES: _shares,
     Kind.CPUS: _cpus,
 }

@@ -23,6 +23,7 @@ class Kind(Enum):
     WORDS = "words"
     DISKS = "disks"
     VIFS = "vifs"
+    SHARES = "shares"
     CPUS = "cpus"
     """Lists of the host's CPUs: one for all VCPUs, or one for each."""
 
@@ -222,6 +223,22 @@ _TABLE = (
         'vif = ["forward=2222:22"]',
     ),
     Key(
+        "p9",
+        DEVICES,
+        Kind.SHARES,
+        "a list of folders such as ['tag=src,path=/srv/src']",
+        "Folders of the host that the guest mounts by 9p, one string each; see *Folders* below.",
+        'p9 = ["tag=src,path=/srv/src,readonly=1"]',
+    ),
+    Key(
+        "gdb",
+        DEVICES,
+        Kind.FLAG,
+        "0 or 1",
+        "A socket to which gdb can connect (QEMU); `xm list --format json` says where.",
+        "gdb = 1",
+    ),
+    Key(
         "on_poweroff",
         EVENTS,
         Kind.WORD,
@@ -348,8 +365,11 @@ PARTS: dict[str, str] = {
     "vif.forward.guest": "a port from 1 to 65535",
     "vif.forward.protocol": "one of tcp, udp",
     "vif.forward.address": "an IPv4 address such as 127.0.0.1",
+    "p9.tag": "1 to 31 letters, digits or any of _ . -",
+    "p9.path": "a path without commas and line breaks",
+    "p9.readonly": "true or false",
 }
-"""What the parts of ``disk`` and ``vif`` must be, by their path in the model."""
+"""What the parts of ``disk``, ``vif`` and ``p9`` must be, by their path in the model."""
 
 
 def expected(path: str) -> str | None:

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 NAME_PATTERN = r"^[A-Za-z0-9_:+][A-Za-z0-9_.:+-]*$(?!\n)"
+TAG_PATTERN = r"^[A-Za-z0-9_.-]{1,31}$(?!\n)"
 UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)"
 INTERFACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$(?!\n)"
 IPV4_PATTERN = r"^[0-9.]{7,15}$(?!\n)"
@@ -130,6 +131,15 @@ class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """None: the lowest that no other has."""
 
 
+class Share(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A folder of the host that the guest mounts by 9p."""
+
+    tag: Annotated[str, Meta(pattern=TAG_PATTERN, description="what the guest mounts it by")]
+    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n,]+$(?!\n)")]
+    """The folder's absolute path on the host."""
+    readonly: bool = False
+
+
 class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Everything a user may say of a domain."""
 
@@ -175,6 +185,10 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     disk: Annotated[tuple[Disk, ...], Meta(max_length=64)] = ()
     vif: Annotated[tuple[Vif, ...], Meta(max_length=32)] = ()
+
+    p9: Annotated[tuple[Share, ...], Meta(max_length=16)] = ()
+    gdb: bool = False
+    """Have a socket in the domain's folder that gdb can connect to, where the engine can."""
 
     on_poweroff: Action = Action.DESTROY
     on_reboot: Action = Action.RESTART

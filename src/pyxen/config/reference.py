@@ -66,13 +66,32 @@ Each entry of `vif` is one text of `KEY=VALUE` words joined with commas; `""` is
 """
 
 
+_SHARES = """\
+## Folders
+
+Each entry of `p9` is one text of `KEY=VALUE` words joined with commas. In the guest:
+`mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. QEMU has them; the Xen engine has no 9pfs yet.
+
+| key | meaning |
+| --- | --- |
+| `tag` | what the guest mounts it by |
+| `path` | the folder |
+| `readonly` | `1`: the guest can't change anything in it |
+| `security_model` | xl's; there is `none` only |
+
+The guest gets no more than the domain's process may have. Where xend runs as root, that is a user of the domain's own:
+it reads what everybody may read, and to a folder that isn't `readonly` it is that folder's owner (by an idmapped mount,
+which the file system has to support). Elsewhere it is xend's user.
+"""
+
+
 def reference_markdown() -> str:
     """The page, in Markdown."""
     parts = [_INTRODUCTION]
     for group in dict.fromkeys(key.group for key in KEYS.values()):
         rows = (_row(key) for key in KEYS.values() if key.group == group)
         parts.append(f"## {group}\n\n" + _table(("key", "meaning", "default", "example"), rows))
-    parts.append(_FORMS)
+    parts += [_FORMS, _SHARES]
     aliases = ((f"`{key}`", meaning) for key, meaning in ALIASES.items())
     parts.append("## Other names\n\nUnderstood, and turned into:\n\n" + _table(("key", "instead"), aliases))
     parts.append("## Keys without effect\n\nFiles with these keys load; a warning says so.\n\n" + _idle())

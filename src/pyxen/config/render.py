@@ -7,7 +7,7 @@ from enum import Enum
 import msgspec
 
 from pyxen.config.keys import KEYS, Kind
-from pyxen.config.model import Disk, DiskType, DomainConfig, Vif
+from pyxen.config.model import Disk, DiskType, DomainConfig, Share, Vif
 
 
 def render(config: DomainConfig) -> str:
@@ -22,6 +22,8 @@ def render(config: DomainConfig) -> str:
             value = tuple(render_disk(disk) for disk in value)
         elif key.kind is Kind.VIFS:
             value = tuple(render_vif(vif) for vif in value)
+        elif key.kind is Kind.SHARES:
+            value = tuple(render_share(share) for share in value)
         lines.append(f"{name} = {literal(value)}\n")
     return "".join(lines)
 
@@ -50,6 +52,11 @@ def render_vif(vif: Vif) -> str:
         forwards = (f"{port.protocol}:{port.address}:{port.host}:{port.guest}" for port in vif.forward)
         parts.append("forward=" + "+".join(forwards))
     return ",".join(parts)
+
+
+def render_share(share: Share) -> str:
+    """The folder as xl writes it: ``tag=src,path=/srv/src``."""
+    return f"tag={share.tag},path={share.path}" + (",readonly=1" if share.readonly else "")
 
 
 def literal(value: object) -> str:

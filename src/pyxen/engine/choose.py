@@ -33,5 +33,5 @@ def choose(config: DomainConfig, engines: Sequence[Engine]) -> Engine:
 
 
 def _preference(config: DomainConfig) -> tuple[str, ...]:
-    # The Xen engine has no accelerator to choose.
-    return ("qemu",) if config.accel is Accelerator.TCG else _PREFERENCE[config.type]
+    # The Xen engine has no accelerator to choose, no 9pfs and no stub for gdb.
+    return ("qemu",) if config.accel is Accelerator.TCG or config.p9 or config.gdb else _PREFERENCE[config.type]

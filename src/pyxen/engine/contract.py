@@ -13,6 +13,7 @@ folder (``RUN/domains/DOMID``), written by xend before the start and by the proc
                   xend, so that an adopting xend learns why a domain stopped
     stderr        what the process said besides
     control.sock  the engine's own control channel
+    gdb.sock      leads to the engine's stub for gdb, for a domain that has one
     agent.sock    leads to the agent in the guest, whether it has one or not; one connection at a time
 
 Nothing here polls: console.log and events are watched by inotify, the process by a pidfd.
@@ -150,6 +151,8 @@ class StartedInfo:
 
     accelerator: str = ""
     vnc: str | None = None
+    gdb: str | None = None
+    """The socket to which gdb can connect."""
     forwards: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     jail: list[str] = field(default_factory=list)

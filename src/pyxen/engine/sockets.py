@@ -13,6 +13,8 @@ _LONGEST_UNIX_PATH = 107
 
 AGENT = "agent.sock"
 """Leads to the agent in the guest, where there is one."""
+GDB = "gdb.sock"
+"""Leads to the engine's stub for gdb."""
 
 
 @contextlib.contextmanager

@@ -231,6 +231,16 @@ class XenEngine:
             raise ConfigError("a pvh domain needs a kernel", key="kernel", hint="Say kernel=… or image=…, or type=hvm.")
         if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
             raise Unsupported(f"the Xen engine runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
+        if config.p9:
+            raise Unsupported(
+                f"the Xen engine has no 9pfs back end, and '{config.name}' has p9",
+                hint="QEMU can share folders: engine=qemu, or leave engine out.",
+            )
+        if config.gdb:
+            raise Unsupported(
+                f"the Xen engine has no stub for gdb, and '{config.name}' has gdb=1",
+                hint="QEMU has one: engine=qemu, or leave engine out.",
+            )
         check_hugepages(config)
         if any(disk.format is DiskFormat.QCOW2 or Path(disk.target).suffix in _QCOW2 for disk in config.disk):
             find_binary()

@@ -1,4 +1,5 @@
-"""Build an image in a process of its own: ``python -m pyxen.image build NAME --images DIR --kernels DIR``.
+"""Build an image in a process of its own: ``python -m pyxen.image build NAME --images DIR --kernels DIR``, or get a
+kernel ready for ``xm run``: ``python -m pyxen.image kernel NAME --kernels DIR``.
 
 Each line on standard output is an api.Progress; the last has ``done``, with the image or with an error.
 """
@@ -17,6 +18,7 @@ import msgspec
 
 from pyxen import api
 from pyxen.errors import InvalidRequest, PyxenError
+from pyxen.image import sandbox
 from pyxen.image.store import ImageStore
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -30,16 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     for number in _STOPPING:
         signal.signal(number, _stop)
     try:
-        return _build(options)
+        return _carry_out(options)
     finally:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
             os.killpg(0, signal.SIGTERM)  # again, for a tool that was just being started when we were told to stop
 
 
-def _build(options: argparse.Namespace) -> int:
-    store = ImageStore(options.images.absolute(), options.kernels.absolute())
+def _carry_out(options: argparse.Namespace) -> int:
     try:
-        image = store.build(options.name, dict(map(_option, options.option)), options.force, _print)
+        image = options.act(options)
     except PyxenError as error:
         problem = api.Problem(type(error).__name__, error.status, str(error), code=error.code, hint=error.hint)
         _print(api.Progress("Failed", done=True, error=problem))
@@ -48,12 +49,26 @@ def _build(options: argparse.Namespace) -> int:
     return 0
 
 
+def _build(options: argparse.Namespace) -> api.Image:
+    store = ImageStore(options.images.absolute(), options.kernels.absolute())
+    return store.build(options.name, dict(map(_option, options.option)), options.force, _print)
+
+
+def _prepare_kernel(options: argparse.Namespace) -> None:
+    sandbox.prepare(options.name, options.kernels.absolute(), lambda step: _print(api.Progress(step)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pyxen.image")
-    build = parser.add_subparsers(required=True, metavar="build").add_parser("build", help="build an image")
-    build.add_argument("name")
+    commands = parser.add_subparsers(required=True, metavar="build|kernel")
+    build = commands.add_parser("build", help="build an image")
+    build.set_defaults(act=_build)
     build.add_argument("--images", type=Path, required=True, metavar="DIR")
-    build.add_argument("--kernels", type=Path, required=True, metavar="DIR")
+    kernel = commands.add_parser("kernel", help="get a kernel ready for xm run")
+    kernel.set_defaults(act=_prepare_kernel)
+    for command in (build, kernel):
+        command.add_argument("name")
+        command.add_argument("--kernels", type=Path, required=True, metavar="DIR")
     build.add_argument("--force", action="store_true", help="build again though it is there")
     build.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
     return parser

@@ -83,13 +83,8 @@ def unpack(path: Path, cache: Path) -> Kernel:
         found = real.stat()
     except (OSError, RuntimeError, ValueError) as error:
         raise _unreadable(path, error) from None
-    index = cache / "index" / f"{_name(os.fsencode(real))}.json"
-    identity = _identity(found)
-    seen = _read(index, _Seen)
-    if seen is not None and (seen.path, seen.identity) == (str(real), identity):
-        known = _cached(cache, seen.digest)
-        if known is not None:
-            return known
+    if (before := _known(real, found, cache)) is not None:
+        return before
     if not stat.S_ISREG(found.st_mode):
         raise _not_a_kernel(path, "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is not a regular file")
     try:
@@ -102,8 +97,28 @@ def unpack(path: Path, cache: Path) -> Kernel:
     digest = _name(_CACHE_FORMAT, data)
     kernel = _cached(cache, digest) or _store(cache, digest, inspect(data, path))
     if found.st_size == len(data):
-        _write(index, _Seen(str(real), _identity(found), digest))
+        _write(_index(real, cache), _Seen(str(real), _identity(found), digest))
     return kernel
+
+
+def known(path: Path, cache: Path) -> Kernel | None:
+    """The same, only if that file has been unpacked before: quick. None, too, if it can't be read."""
+    try:
+        real = path.resolve(strict=True)
+        return _known(real, real.stat(), cache)
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _known(real: Path, found: os.stat_result, cache: Path) -> Kernel | None:
+    seen = _read(_index(real, cache), _Seen)
+    if seen is None or (seen.path, seen.identity) != (str(real), _identity(found)):
+        return None
+    return _cached(cache, seen.digest)
+
+
+def _index(real: Path, cache: Path) -> Path:
+    return cache / "index" / f"{_name(os.fsencode(real))}.json"
 
 
 def inspect(data: bytes, path: Path) -> Inspected:

@@ -36,15 +36,15 @@ class Agents:
         """By a domain's UUID, with the id that it had then."""
         self._opening: dict[str, asyncio.Lock] = {}
 
-    async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
-        """Start a command, or open a file; returns when it has started.
+    async def begin(self, ref: str, request: agent_api.AgentRequest, *, patient: bool = False) -> Command:
+        """Start a command, or open a file; returns when it has started. ``patient``: however long the guest takes.
 
         Raises Unsupported if no agent answers, NotFound, Conflict and InvalidRequest for what the guest refuses.
         """
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 is the host itself: it has no agent")
         live = self._life.records.running(self._life.registry.find(ref))
-        link = await self._link(live, request.wait_s)
+        link = await self._link(live, None if patient else request.wait_s)
         return await begin_on(link, live.spec.config.name, request)
 
     async def tell_restored(self, live: Live) -> None:
@@ -91,10 +91,10 @@ class Agents:
             link.close()
         self._links.clear()
 
-    async def _link(self, live: Live, wait_s: float) -> Link:
-        """The connection to a running domain's agent, made if there is none."""
+    async def _link(self, live: Live, wait_s: float | None) -> Link:
+        """The connection to a running domain's agent, made if there is none. None: wait without end, paused or not."""
         uuid, name = live.spec.uuid, live.spec.config.name
-        if live.process.paused or live.process.suspended:
+        if wait_s is not None and (live.process.paused or live.process.suspended):
             how = "unpause" if live.process.paused else "resume"
             raise Conflict(f"Domain '{name}' stands still, its agent too", hint=f"xm {how} {name} lets it run.")
         async with self._opening.setdefault(uuid, asyncio.Lock()):
@@ -176,6 +176,8 @@ def _explain(name: str, request: agent_api.AgentRequest, number: int) -> PyxenEr
     what = f"cannot run '{request.argv[0][:200]}' in '{name}': {words}"
     if number in _NO_FILE:
         return NotFound(what, hint=None if request.cwd == "/" else f"Is there the folder {request.cwd}?")
+    if number == errno.EACCES:
+        return Conflict(what, hint=f"May it be run, and is the folder {request.cwd} open to it?")
     return InvalidRequest(what) if number in (errno.EINVAL, errno.E2BIG) else Conflict(what)
 
 

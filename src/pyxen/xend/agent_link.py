@@ -161,7 +161,7 @@ class Link:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def open(cls, name: str, connection: socket.socket, timeout_s: float) -> Link:
+    async def open(cls, name: str, connection: socket.socket, timeout_s: float | None) -> Link:
         """Greet the agent of domain ``name`` over a connected socket. Raises TimeoutError if none answers in time."""
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         link = cls(name, reader, writer)

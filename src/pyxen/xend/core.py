@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from pyxen import agent_api, api, snapshot_api
+from pyxen import agent_api, api, run_api, snapshot_api
 
 if TYPE_CHECKING:
     from pyxen.xend.agent_link import Command
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pyxen.xend.devices import Devices
     from pyxen.xend.events import Events
     from pyxen.xend.migration import Migration
+    from pyxen.xend.sandboxes import Sandbox, Tell
     from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.snapshots import Snapshots
     from pyxen.xend.xenstore import Xenstore
@@ -24,6 +26,14 @@ class Agents(Protocol):
 
     async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
         """Start a command, or open a file; returns when it has started."""
+        ...
+
+
+class Sandboxes(Protocol):
+    """Domains of ``xm run``."""
+
+    def open(self, request: run_api.RunRequest, tell: Tell) -> AbstractAsyncContextManager[Sandbox]:
+        """A domain for the command; it ends with the context."""
         ...
 
 
@@ -102,6 +112,9 @@ class Core(Protocol):
 
     @property
     def agent(self) -> Agents: ...
+
+    @property
+    def sandboxes(self) -> Sandboxes: ...
 
     @property
     def xenstore(self) -> Xenstore: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import msgspec
 from pyxen import api, snapshot_api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
-from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
+from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import host
 from pyxen.xend.agent import Agents
 from pyxen.xend.belongings import respelled, taken_along, variables
+from pyxen.xend.building import build
 from pyxen.xend.clones import Clones
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
@@ -28,6 +28,7 @@ from pyxen.xend.migration import Migration
 from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, now
+from pyxen.xend.sandboxes import Sandboxes
 from pyxen.xend.saving import Saving
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
@@ -53,6 +54,7 @@ class Domains:
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
+        self.sandboxes = Sandboxes(life, self.agent)
         life.on_restored.append(Wakers(life, self.agent).tell_soon)
         for uuid, live in life.registry.live.items():
             if live.spec.waking is not None and live.process.stopped is None:  # an earlier xend's clones
@@ -348,13 +350,8 @@ class Domains:
                 hint=f"xend can build: {', '.join(self._life.images.buildable())}",
             )
         options = [word for key, value in request.options.items() for word in ("--option", f"{key}={value}")]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pyxen.image", "build", name,
-            "--images", str(self._life.images.images), "--kernels", str(self._life.images.kernels),
-            *(["--force"] if request.force else []), *options,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        return self._progress(name, process)
+        folders = ("--images", str(self._life.images.images), "--kernels", str(self._life.images.kernels))
+        return self._progress(name, *folders, *(["--force"] if request.force else []), *options)
 
     async def remove_image(self, name: str) -> None:
         users = sorted(record.name for record in self._registry.records.values() if record.config.image == name)
@@ -365,27 +362,12 @@ class Domains:
 
     # Parts
 
-    async def _progress(self, name: str, process: asyncio.subprocess.Process) -> AsyncIterator[api.Progress]:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        complaint = asyncio.create_task(process.stderr.read())
-        finished = False
-        try:
-            async for line in process.stdout:
-                step = msgspec.json.decode(line, type=api.Progress)
-                finished = finished or step.done
+    async def _progress(self, name: str, *words: str) -> AsyncIterator[api.Progress]:
+        async with contextlib.aclosing(build(f"building '{name}'", "build", name, *words)) as steps:
+            async for step in steps:
                 if step.done and step.error is None:
                     self.events.publish("image-built", name=name)
                 yield step
-            if not finished:
-                words = (await complaint).decode(errors="replace").strip().splitlines()
-                raise EngineError(f"building '{name}' failed: {words[-1] if words else 'the builder died'}")
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-            complaint.cancel()
-            await process.wait()
 
     async def _set_paused(self, ref: str, *, wanted: bool) -> api.Domain:
         record = self._records.changeable(ref, "pause" if wanted else "unpause")

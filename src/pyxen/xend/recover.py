@@ -14,7 +14,7 @@ import msgspec
 from pyxen.api import ShutdownReason
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
-from pyxen.xend import saving, snapshot_files, snapshots
+from pyxen.xend import sandboxes, saving, snapshot_files, snapshots
 from pyxen.xend.life import Life
 from pyxen.xend.migration import Migration
 from pyxen.xend.records import is_given
@@ -103,6 +103,8 @@ async def _repeat_order(life: Life, migration: Migration, record: Record, proces
             await saving.finish(life, record)
         elif migration.concerns(record):
             await migration.finish(record)
+        elif record.intended == sandboxes.ENDS_WITH_ITS_COMMAND:
+            await sandboxes.finish(life, record)
         elif record.intended == "destroy":
             await life.end(record, ShutdownReason.DESTROYED)
         elif record.intended is not None and process.stopped is None:

@@ -118,6 +118,7 @@ class Registry:
         domain.accelerator = live.accelerator or None
         domain.silent = live.silent
         domain.vnc = live.process.info.vnc
+        domain.gdb = live.process.info.gdb
         domain.forwards = list(live.process.info.forwards)
         domain.warnings = list(live.process.info.warnings)
         domain.jail = list(live.process.info.jail)

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "suspend": "Have a domain's guest put itself in order and stand still.",
         "resume": "Let a suspended domain go on.",
         "rename": "Give a domain another name.",
+        "run": "Boot a kernel on this host's files and run a command in it.",
         "exec": "Run a command in a domain, as its root.",
         "cp": "Copy a file into a domain or out of it.",
     },

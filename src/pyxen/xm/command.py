@@ -93,6 +93,11 @@ class _Mib(click.ParamType[int]):
         return size
 
 
+def size_option(name: str, **options: Any) -> Callable[[F], F]:
+    """An amount of memory as an option, in MiB or with a unit."""
+    return click.option(name, type=_Mib(), metavar="SIZE", **options)
+
+
 def size_argument(function: F) -> F:
     """How much memory, in MiB or with a unit."""
     return click.argument("size", type=_Mib(), metavar="SIZE")(function)

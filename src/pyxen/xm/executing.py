@@ -7,15 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import click
 
 from pyxen.agent_api import ExecRequest
 from pyxen.client import Client, DomainNotFound
 from pyxen.client.agent import Command
-from pyxen.errors import Conflict, NotFound
-from pyxen.xm.terminal import raw, write_all
+from pyxen.errors import Conflict, InvalidRequest, NotFound
+from pyxen.xm.terminal import ESCAPE, raw, write_all
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 _READ = 32 * 1024
@@ -36,12 +36,26 @@ def run(
     """Run a command of a guest with this process's streams; returns its exit status."""
     if tty and not os.isatty(0):
         raise Conflict("the standard input is not a terminal", hint="Leave -t out: xm exec -i DOMAIN -- COMMAND")
+    request = describe(argv, env, cwd, tty=tty, wait_s=wait_s)
+    return follow(lambda: client.command(domain, request), interactive=interactive, tty=tty)
+
+
+def describe(argv: Sequence[str], env: Mapping[str, str], cwd: str, *, tty: bool, wait_s: float) -> ExecRequest:
+    """A command as xend is asked for it, with a terminal like this one where it gets one."""
     rows, columns = _size() if tty else (24, 80)
     if tty:
         env = {"TERM": os.environ.get("TERM", "vt100"), **env}
-    request = ExecRequest(list(argv), dict(env), cwd, tty, rows, columns, wait_s)
+    return ExecRequest(list(argv), dict(env), cwd, tty, rows, columns, wait_s)
+
+
+def follow(begin: Callable[[], Command], *, interactive: bool, tty: bool, escape: bool = False) -> int:
+    """Start a command and carry this process's streams and signals until it has ended; returns its exit status.
+
+    A second Ctrl-C is not passed on: it ends this process, and so the command, as with ``escape`` does Ctrl-] on a
+    terminal.
+    """
     try:
-        command = client.command(domain, request)
+        command = begin()
     except (NotFound, Conflict) as error:
         if isinstance(error, DomainNotFound) or not error.message.startswith("cannot run"):
             raise
@@ -50,13 +64,21 @@ def run(
     with command, raw() if tty else _signals_passed_on(command):
         if tty:
             signal.signal(signal.SIGWINCH, lambda *_: command.resize(*_size()))
-        return attach(command, interactive=interactive or tty)
+        return attach(command, interactive=interactive or tty, escape=escape and tty)
 
 
-def attach(command: Command, *, interactive: bool) -> int:
+def variable(word: str) -> tuple[str, str]:
+    """The variable that an option ``--env NAME=VALUE`` sets. Raises InvalidRequest."""
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise InvalidRequest(f"--env {word}: this is not NAME=VALUE")
+    return name, value
+
+
+def attach(command: Command, *, interactive: bool, escape: bool = False) -> int:
     """Copy the streams until the command has ended; returns its exit status."""
     if interactive:
-        threading.Thread(target=_type, args=(command,), name="command-input", daemon=True).start()
+        threading.Thread(target=_type, args=(command, escape), name="command-input", daemon=True).start()
     else:
         command.end_input()
     sys.stdout.flush()
@@ -66,9 +88,12 @@ def attach(command: Command, *, interactive: bool) -> int:
     return command.ended.status
 
 
-def _type(command: Command) -> None:
+def _type(command: Command, escape: bool) -> None:
     with contextlib.suppress(OSError):  # the terminal has hung up
         while data := os.read(0, _READ):
+            if escape and ESCAPE in data:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             command.write(data)
     command.end_input()
 
@@ -81,8 +106,14 @@ def _size() -> tuple[int, int]:
 @contextlib.contextmanager
 def _signals_passed_on(command: Command) -> Iterator[None]:
     """What would end this process ends the command instead; then this one, with its status."""
+
+    def pass_on(number: int, frame: object) -> None:
+        command.signal(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
     before = {
-        number: signal.signal(number, lambda caught, _: command.signal(caught))
+        number: signal.signal(number, pass_on)
         for number in _PASSED_ON
         if signal.getsignal(number) is not signal.SIG_IGN
     }

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 def test_it_has_the_calls_of_the_synchronous_one() -> None:
     public = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
     ours = {name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if not name.startswith("_")}
-    assert public - ours == {"command", "console", "patient"}
+    assert public - ours == {"command", "console", "patient", "sandbox"}
     for name in ours - {"close"}:
         theirs = inspect.signature(getattr(Client, name))
         assert inspect.signature(getattr(AsyncClient, name)).parameters == theirs.parameters

@@ -12,7 +12,7 @@ import pytest
 from pyxen.config.build import load_text
 from pyxen.config.decode import decode
 from pyxen.config.keys import GENERAL, KEYS, PARTS, expected, reference_markdown
-from pyxen.config.model import Disk, DomainConfig, Forward, Vif
+from pyxen.config.model import Disk, DomainConfig, Forward, Share, Vif
 from pyxen.config.schema import schema
 from pyxen.errors import ConfigError
 
@@ -88,6 +88,7 @@ PLAIN: dict[str, Any] = {
             "forward": [{"host": 1, "guest": 2, "protocol": "tcp", "address": "127.0.0.1"}],
         }
     ],
+    "p9": [{"tag": "src", "path": "/srv"}],
 }
 
 
@@ -121,6 +122,7 @@ def test_the_table_and_the_model_agree() -> None:
     parts = {f"disk.{field}" for field in Disk.__struct_fields__}
     parts |= {f"vif.{field}" for field in Vif.__struct_fields__}
     parts |= {f"vif.forward.{field}" for field in Forward.__struct_fields__}
+    parts |= {f"p9.{field}" for field in Share.__struct_fields__}
     assert set(PARTS) == parts
     assert expected("nonsense") is None
 

@@ -29,6 +29,7 @@ from pyxen.config.model import (
     EngineChoice,
     Firmware,
     Forward,
+    Share,
     Vif,
     encode,
 )
@@ -71,6 +72,12 @@ VIF = st.builds(
     model=st.none() | st.sampled_from(("e1000", "rtl8139", "ne2k-pci")),
     bridge=st.none() | INTERFACE,
 ) | st.builds(Vif, forward=st.lists(FORWARD, max_size=3).map(tuple))
+SHARE = st.builds(
+    Share,
+    st.from_regex(r"[A-Za-z0-9_.-]{1,31}", fullmatch=True),
+    PATH.map(lambda path: path.replace(",", "")),
+    st.booleans(),
+)
 CPUS = st.lists(st.from_regex(r"(\^?(all|(nodes?:)?[0-9]{1,4}),)*\^?[0-9]{1,4}", fullmatch=True), max_size=3).map(tuple)
 ACTION = st.sampled_from(Action)
 CONFIG = st.builds(
@@ -101,6 +108,8 @@ CONFIG = st.builds(
     extra=TEXT,
     disk=st.lists(DISK, max_size=3, unique_by=(lambda d: d.vdev, lambda d: d.target)).map(tuple),
     vif=st.lists(VIF, max_size=2).map(tuple),
+    p9=st.lists(SHARE, max_size=2, unique_by=lambda share: share.tag).map(tuple),
+    gdb=st.booleans(),
     on_poweroff=ACTION,
     on_reboot=ACTION,
     on_crash=ACTION,

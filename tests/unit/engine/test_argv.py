@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Firmware, Vif
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Firmware, Share, Vif
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive, Layer
 from pyxen.engine.process import marker
@@ -85,6 +85,19 @@ def test_memory_may_be_huge_or_shared() -> None:
         "memory-backend-memfd,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=128M,hugetlb=on,hugetlbsize=2M"
     ]
     assert after(words, "-machine")[0].endswith(",mem-merge=on,memory-backend=pc.ram")
+
+
+def test_folders_and_gdb() -> None:
+    config = DomainConfig(name="web", p9=(Share(tag="src", path="/srv", readonly=True), Share(tag="out", path="/out")))
+    words = make(config, shares=["/proc/self/fd/11", "/proc/self/fd/12"], gdb_fd=13)
+    assert after(words, "-fsdev") == [
+        "local,id=p9-src,path=/proc/self/fd/11,security_model=none,multidevs=remap,readonly=on",
+        "local,id=p9-out,path=/proc/self/fd/12,security_model=none,multidevs=remap,readonly=off",
+    ]
+    assert "virtio-9p-pci,fsdev=p9-out,mount_tag=out,bus=pci.0,addr=0x6" in after(words, "-device")
+    assert "socket,id=gdb,fd=13,server=on,wait=off" in after(words, "-chardev")
+    assert after(words, "-gdb") == ["chardev:gdb"]
+    assert "-gdb" not in make(DomainConfig(name="web"))
 
 
 def test_an_hvm_domain_boots_as_told() -> None:

@@ -24,6 +24,7 @@ from pyxen.config.model import (
     DomainType,
     EngineChoice,
     Forward,
+    Share,
     Vif,
 )
 from pyxen.engine.choose import choose
@@ -58,6 +59,8 @@ def test_xen_comes_first_for_pvh_and_qemu_where_it_is_missing_or_asked_for() -> 
     assert choose(DomainConfig(name="a"), engines).name == "xen"
     assert choose(DomainConfig(name="a"), without_kvm).name == "qemu"
     assert choose(DomainConfig(name="a", engine=EngineChoice.QEMU), engines).name == "qemu"
+    assert choose(DomainConfig(name="a", p9=(Share(tag="src", path="/srv"),)), engines).name == "qemu"
+    assert choose(DomainConfig(name="a", gdb=True), engines).name == "qemu"
     assert choose(DomainConfig(name="a", accel=Accelerator.TCG), engines).name == "qemu"
     assert choose(DomainConfig(name="a", type=DomainType.HVM), engines).name == "qemu"
     without_qemu = [Named("xen"), Named("qemu", "not installed")]

@@ -25,6 +25,7 @@ from pyxen.engine.qemu.slots import (
     address,
     has_virtio_console,
     laid_out,
+    share_device,
 )
 
 QBOOT = "/usr/share/qemu/qboot.rom"
@@ -61,6 +62,10 @@ class Facts:
     """The guest's state will come later."""
     memory: str | None = None
     """The file that is the guest's memory."""
+    shares: list[str] = field(default_factory=list)
+    """A path for each of the description's folders."""
+    gdb_fd: int | None = None
+    """A listening socket for gdb."""
     memory_shared: bool = False
     """What the guest writes goes into that file."""
 
@@ -86,7 +91,10 @@ def build(spec: DomainSpec, facts: Facts) -> list[str]:
         *_console(spec),
         *_boot(spec, facts),
         *_devices(spec, facts),
+        *_shares(spec, facts),
     ]
+    if facts.gdb_fd is not None:
+        arguments += ["-chardev", f"socket,id=gdb,fd={facts.gdb_fd},server=on,wait=off", "-gdb", "chardev:gdb"]
     if config.type is DomainType.HVM:
         arguments += _hvm_devices(spec, facts)
     return arguments
@@ -262,6 +270,17 @@ def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-device", _pci(spec, AGENTS, "virtio-serial-pci", id=AGENTS)),
         *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME}"),
     ]
+
+
+def _shares(spec: DomainSpec, facts: Facts) -> list[str]:
+    arguments: list[str] = []
+    for share, path in zip(spec.config.p9, facts.shares, strict=True):
+        device = share_device(share.tag)
+        # Files of several file systems below one folder may have the same inode number.
+        backend = f"local,id={device},path={path},security_model=none,multidevs=remap"
+        arguments += ["-fsdev", f"{backend},readonly={'on' if share.readonly else 'off'}"]
+        arguments += ["-device", _pci(spec, device, "virtio-9p-pci", fsdev=device, mount_tag=share.tag)]
+    return arguments
 
 
 def card(spec: DomainSpec, number: int, vif: Vif) -> dict[str, object]:

@@ -27,7 +27,8 @@ from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.vnc import choose_display
-from pyxen.engine.sockets import AGENT, listen
+from pyxen.engine.shares import open_share
+from pyxen.engine.sockets import AGENT, GDB, listen
 from pyxen.engine.template import Template
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
@@ -137,6 +138,8 @@ def _gather(
     (directory / "events.out").symlink_to("events")
     if config.type is DomainType.HVM and config.vnc:
         info.vnc = choose_display(config.vnclisten, config.vncdisplay)
+    if config.gdb:
+        info.gdb = str(directory / GDB)
     return Facts(
         binary=find_binary(),
         directory=directory,
@@ -144,6 +147,8 @@ def _gather(
         host_cpus=len(os.sched_getaffinity(0)),
         control_fd=descriptors.take(listen(directory, qmp.SOCKET)),
         agent_fd=descriptors.take(listen(directory, AGENT)),
+        gdb_fd=descriptors.take(listen(directory, GDB)) if config.gdb else None,
+        shares=[f"/proc/self/fd/{descriptors.take(open_share(share, spec.uid))}" for share in config.p9],
         # A guest that goes on has its kernel in memory, and a reset ends this process.
         kernel=None if incoming else openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
         ramdisk=None if incoming else openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),

@@ -21,6 +21,11 @@ _FREE = {"pci.0": range(2, 32), "pcie.0": range(1, 29)}
 """What the machines' own devices leave: host bridge and PIIX3 (pc); host bridge, USB controllers and ICH9 (q35)."""
 
 
+def share_device(tag: str) -> str:
+    """The id of the device by which a guest mounts a folder."""
+    return f"p9-{tag}"
+
+
 def bus(config: DomainConfig) -> str:
     """The name of the bus that the devices are on."""
     express = config.type is DomainType.HVM and config.hdtype == "ahci"
@@ -89,4 +94,5 @@ def _devices(spec: DomainSpec) -> list[str]:
         RANDOM,
         AGENTS,
         *([DISPLAY] if hvm and config.vga in VGA_MODELS else []),
+        *(share_device(share.tag) for share in config.p9),
     ]

@@ -23,12 +23,13 @@ from pyxen.xend.http import (
     routes_host,
     routes_images,
     routes_migration,
+    routes_run,
     routes_scheduling,
     routes_snapshots,
     routes_trace,
     routes_xenstore,
 )
-from pyxen.xend.http.agent_ws import AgentSocket
+from pyxen.xend.http.agent_ws import AgentSocket, RunSocket
 from pyxen.xend.http.console_ws import ConsoleSocket
 from pyxen.xend.http.guard import Guard
 from pyxen.xend.http.openapi import describe_api
@@ -45,6 +46,7 @@ def make_app(core: Core, *, version: str, token: str | None, log_path: Path) -> 
     routes = [
         WebSocketRoute("/v1/domains/{domain}/console", ConsoleSocket(core).serve),
         WebSocketRoute("/v1/domains/{domain}/agent", AgentSocket(core).serve),
+        WebSocketRoute("/v1/run", RunSocket(core).serve),
         *(Route(path, Resource(core, methods)) for path, methods in by_path.items()),
     ]
     return Problems(Guard(Router(routes, redirect_slashes=False, default=_nowhere), token))
@@ -61,6 +63,7 @@ def make_operations(version: str, log_path: Path) -> Sequence[Operation]:
         *routes_snapshots.OPERATIONS,
         *routes_cpupools.OPERATIONS,
         *routes_migration.OPERATIONS,
+        *routes_run.OPERATIONS,
         *routes_trace.OPERATIONS,
         *routes_xenstore.OPERATIONS,
         Operation(

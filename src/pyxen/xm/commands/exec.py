@@ -3,7 +3,6 @@ from __future__ import annotations
 import click
 
 from pyxen.agent_api import AGENT_WAIT_S
-from pyxen.errors import InvalidRequest
 from pyxen.xm.command import domain_argument, pass_session, subcommand
 from pyxen.xm.session import Session
 
@@ -48,23 +47,16 @@ def command(
     127 if there is no such command, 126 if it can't be run. The guest's agent runs it, which images of xm image build
     have; docs/reference/agent.md says how to put it into others. Ctrl-C interrupts the command.
     """
-    from pyxen.xm.executing import run
+    from pyxen.xm.executing import run, variable
 
     if argv[0] == "--":
         argv = argv[1:]
     if not argv:
         raise click.UsageError("there is no command to run.", click.get_current_context())
 
-    env = dict(map(_variable, words))
+    env = dict(map(variable, words))
     return run(session.client, domain, argv, env, workdir, interactive=interactive, tty=tty, wait_s=wait_s)
 
 
 # What follows the domain belongs to the command.
 command.allow_interspersed_args = False
-
-
-def _variable(word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not equals or not name:
-        raise InvalidRequest(f"--env {word}: this is not NAME=VALUE")
-    return name, value

@@ -7,12 +7,13 @@ import builtins
 import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pyxen import agent_api, api, device_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, snapshot_api
 from pyxen.api import PowerState
 from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.inotify import Inotify
@@ -27,6 +28,7 @@ from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.devices import Devices
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
+from pyxen.xend.sandboxes import Sandbox, Tell
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.xenstore import Xenstore
@@ -133,6 +135,27 @@ class FakeAgents:
         return await begin_on(self.link, domain.name, request)
 
 
+class FakeSandboxes:
+    """A domain for each command, with the agent of all the others; ``open`` says which there are."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self.names: builtins.list[str] = []
+
+    @asynccontextmanager
+    async def open(self, request: run_api.RunRequest, tell: Tell) -> AsyncIterator[Sandbox]:
+        if request.kernel == "none":
+            raise NotFound("there is no kernel 'none'")
+        await tell("Unpacking the kernel")
+        domain = self._core.add(f"run-{len(self.names)}")
+        self.names.append(domain.name)
+        running = agent_api.Running(domid=domain.domid or 0, name=domain.name, kernel="6.1")
+        try:
+            yield Sandbox(running, lambda: self._core.agent.begin(domain.name, request.command))
+        finally:
+            self.names.remove(domain.name)
+
+
 class FakeOutgoing:
     """Migrations that arrive at once."""
 
@@ -205,6 +228,7 @@ class FakeCore:
         self.scheduling = FakeScheduling(self)
         self.cpupools = FakeCpuPools(self)
         self.agent = FakeAgents(self)
+        self.sandboxes = FakeSandboxes(self)
         self.snapshots = FakeSnapshots(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}

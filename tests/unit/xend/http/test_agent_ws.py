@@ -13,7 +13,7 @@ import pytest
 from starlette.types import ASGIApp
 from websockets.asyncio.client import unix_connect
 
-from pyxen import agent_api, client
+from pyxen import agent_api, client, run_api
 from pyxen.client import AsyncClient, Client, DomainNotFound
 from pyxen.errors import Conflict, NotFound, Unsupported
 from tests.unit.xend.agents import linked, until
@@ -106,3 +106,43 @@ async def test_a_client_that_goes_away_hangs_up_on_its_command(address: Address,
         pid = json.loads(await connection.recv())["started"]["pid"]
         assert Path(f"/proc/{pid}").exists()
     await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def run_socket(address: Address) -> Any:
+    return unix_connect(str(address.unix), uri="ws://xend/v1/run", close_timeout=0.1)
+
+
+async def test_a_command_with_a_domain_of_its_own(there: client.Address, core: FakeCore, tmp_path: Path) -> None:
+    request = run_api.RunRequest(agent_api.ExecRequest(["sh", "-c", "cat; pwd; exit 4"], cwd=str(tmp_path)))
+    told: list[agent_api.AgentEvent] = []
+    with Client(there) as xend:
+        command = await asyncio.to_thread(xend.sandbox, request, told.append)
+        assert core.sandboxes.names == ["run-0"]
+        result = await asyncio.to_thread(command.finish, [b"typed\n"])
+        command.close()
+    assert result == agent_api.ExecResult(4, f"typed\n{tmp_path}\n".encode(), b"")
+    assert not core.sandboxes.names
+    assert told[0].step == "Unpacking the kernel"
+    assert told[1].running is not None and told[1].running.name == "run-0"
+    async with AsyncClient(there) as xend_async:
+        assert (await xend_async.run(request, b"x\n")).stdout == f"x\n{tmp_path}\n".encode()
+        with pytest.raises(NotFound, match="no kernel 'none'"):
+            await xend_async.run(run_api.RunRequest(request.command, kernel="none"))
+        with pytest.raises(NotFound, match="cannot run 'no-such-command'"):
+            await xend_async.run(run_api.RunRequest(agent_api.ExecRequest(["no-such-command"])))
+
+
+async def test_a_client_that_goes_away_ends_its_domain(address: Address, core: FakeCore) -> None:
+    async with run_socket(address) as connection:
+        await connection.send('{"command":{"argv":["sleep","600"]}}')
+        while "started" not in json.loads(await connection.recv()):
+            pass
+        assert core.sandboxes.names
+    await until(lambda: not core.sandboxes.names)
+
+
+async def test_what_is_no_run_is_refused(address: Address) -> None:
+    for said in ("{}", '{"command":{"argv":[]}}', '{"command":{"argv":["a"]},"rw":[""]}'):
+        async with run_socket(address) as connection:
+            await connection.send(said)
+            assert json.loads(await connection.recv())["error"]["code"] == "invalid-request"
