@@ -41,7 +41,7 @@ class HostileCaller:
         for name in ("machine", "loop", "_events", "_tracing"):
             nothing: Any = _Nothing()
             setattr(process, name, nothing)
-        process._orders = Orders(spec, process.domain, process.machine, process.toolstack, process)
+        process._orders = Orders(spec, process.domain, process.machine, process.toolstack, process, nothing)
         self._commands = process._commands()
 
     def step(self) -> int:

@@ -42,7 +42,7 @@ check() { # word, Unix time
   echo "$1: date $(($(date +%s) - $2))"
   echo "$1: uptime $(cut -d. -f1 /proc/uptime)"
   echo "$1: results $wrote"
-  echo "$1: complaints $(dmesg | grep -cE 'WARN|BUG|Call Trace|I/O error|blk_update|soft lockup|stall')"
+  dmesg | grep -E 'WARN|BUG|Call Trace|I/O error|blk_update|soft lockup| stall' | sed "s/^/$1: complaint /"
   echo "$1-done"
 }
 """
@@ -107,6 +107,7 @@ def _check(domid: int, word: str) -> dict[str, str]:
     _type(domid, f"check {word} {int(time.time())}\n")
     _wait(lambda: f"\n{word}-done" in _log(domid), f"the guest says nothing in round {word}")
     told = dict(re.findall(rf"^{word}: (\w+) (.*)$", _log(domid), re.MULTILINE))
+    told["complaints"] = "\n".join(re.findall(rf"^{word}: complaint (.*)$", _log(domid), re.MULTILINE))
     with Path("/disk.img").open("rb") as file:
         file.seek(_FLAG_AT)
         told["host"] = file.read(512).split(b"\n")[0].decode()

@@ -105,6 +105,12 @@ class Vbd:
                 self._guest.grants.unmap(ref)
         self._queues.clear()
 
+    def settle(self) -> None:
+        for each in list(self._queues):
+            each.worker.settle()
+        if not self._disk.read_only:
+            self._disk.flush()
+
     def close(self) -> None:
         self._disk.close()
 

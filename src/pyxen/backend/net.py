@@ -80,6 +80,9 @@ class Vif:
                 self._guest.grants.unmap(ref)
         self._queues.clear()
 
+    def settle(self) -> None:
+        """Nothing: a frame that is not sent is one that is lost, as frames are."""
+
     def close(self) -> None:
         for link in self._links:
             link.close()

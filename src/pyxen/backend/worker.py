@@ -10,6 +10,8 @@ from queue import SimpleQueue
 from pyxen.backend.guest import CallSoon, GrantError, Port
 from pyxen.backend.ring import RingError
 
+_LOOK_S = 0.1
+
 
 class Worker:
     """Calls ``serve`` until ``idle``, then waits for ``wake``.
@@ -30,7 +32,7 @@ class Worker:
         self._call_soon = call_soon
         self._fail = fail
         # Written in C, unlike threading.Event, and three times as quick. One that is there says it all.
-        self._event: SimpleQueue[None] = SimpleQueue()
+        self._event: SimpleQueue[threading.Event | None] = SimpleQueue()
         self._stopping = False
         self._port: Port | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -44,6 +46,13 @@ class Worker:
         if self._event.empty():
             self._event.put(None)
 
+    def settle(self) -> None:
+        """Wait until what the guest has asked for by now is done, or the thread has ended. From any other thread."""
+        done = threading.Event()
+        self._event.put(done)
+        while not done.wait(_LOOK_S) and self._thread.is_alive():
+            pass
+
     def stop(self) -> None:
         """Finish what has begun, end the thread, let go of the port."""
         self._stopping = True
@@ -56,8 +65,10 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._event.get()
+                done = self._event.get()
                 self._work()
+                if done is not None:
+                    done.set()
         except (RingError, GrantError) as error:
             self._give_up(str(error))
         except Exception as error:

@@ -90,6 +90,10 @@ class Driver(Protocol):
         """Finish what has begun, give all of the guest's memory back. May be called twice."""
         ...
 
+    def settle(self) -> None:
+        """Wait, in whatever thread, until what the guest has asked for by now is done for good. Raises OSError."""
+        ...
+
     def close(self) -> None:
         """The device goes for good: let go of the host's side."""
         ...
@@ -126,6 +130,10 @@ class Device:
             self._watch.close()
         self._driver.disconnect()
         self._driver.close()
+
+    def settle(self) -> None:
+        """Wait until what the guest has asked for by now is done for good. In any thread. Raises OSError."""
+        self._driver.settle()
 
     def update(self, values: Mapping[str, str | int]) -> None:
         """Something about the device has changed, as a disk's size: tell the front end."""

@@ -136,7 +136,7 @@ class ProcessDomain(ABC):
         else:
             asyncio.get_running_loop().call_soon(callback, self._stopped)
 
-    async def ready(self, timeout_s: float) -> None:
+    async def ready(self, timeout_s: float | None) -> None:
         """Wait until the monitor has accepted everything. Raises EngineError with its words if it has not."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -150,7 +150,7 @@ class ProcessDomain(ABC):
         if not self.alive:
             raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
 
-    async def settle(self, timeout_s: float, *, paused: bool, loading: bool = False) -> None:
+    async def settle(self, timeout_s: float | None, *, paused: bool, loading: bool = False) -> None:
         """Wait until it is ready and, unless ``paused``, its guest runs; on an error nothing of it is left.
 
         ``loading``: it takes in a state by itself, and is ready when it has.

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pyxen import __version__
 from pyxen.api import EngineInfo, Trigger
 from pyxen.config.model import DiskFormat, DomainConfig, DomainType
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
+from pyxen.engine.contract import DomainSpec, Limits, Moving, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import ProcessDomain, reap, save_info, write_pid
 from pyxen.engine.hugepages import check_hugepages
@@ -44,7 +46,7 @@ from pyxen.hypervisor.state.sections import VERSION
 _READY_S = 120.0
 _ANSWER_S = 30.0
 _SUSPEND_S = 60.0
-_READ_S_FOR_MIB = 0.1
+_PROGRESS_S = 0.5
 _MACHINE = f"xen-{VERSION}"
 """All else that a reader must have the state itself says."""
 _REFUSALS: dict[str, type[PyxenError]] = {
@@ -100,6 +102,8 @@ class XenDomain(ProcessDomain):
             await self.suspend()
 
     async def thaw(self) -> None:
+        if self.stopped is None:
+            await self._execute("stop-sending", {})
         # An earlier xend may have asked it to, a moment ago.
         if self.suspended or (await self._suspends_yet() and self.suspended):
             await self.resume()
@@ -110,6 +114,24 @@ class XenDomain(ProcessDomain):
     async def save_state(self, stream: int) -> None:
         # As long as the reader takes.
         await self._execute("save-state", {}, [stream], timeout_s=None)
+
+    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+        if self.paused or self.suspended:
+            await super().send_live(stream, limits, progress)
+            return
+        pace = {"bandwidth": limits.bandwidth, "downtime_ms": limits.downtime_ms, "converge": limits.converge}
+        sending = asyncio.create_task(self._execute("send-memory", pace, [stream], timeout_s=None))
+        try:
+            while not sending.done():
+                await asyncio.wait((sending,), timeout=_PROGRESS_S)
+                progress(_moving(await self._execute("sending", {})))
+            await sending
+        finally:
+            sending.cancel()
+        frozen = time.monotonic()
+        await self.freeze()
+        answer = await self._execute("save-state", {}, timeout_s=None)
+        progress(replace(_moving(answer), stopped_s=time.monotonic() - frozen))
 
     async def request_shutdown(self, reason: str) -> None:
         await self._order("shut down", "shutdown", reason=reason)
@@ -278,9 +300,8 @@ class XenEngine:
         except OSError as error:
             raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
         domain = XenDomain(spec, directory, pid, self._inotify, info)
-        # Memory comes as fast as it can be read and unpacked.
-        reading_s = 0.0 if state is None else spec.most_memory_mib * _READ_S_FOR_MIB
-        await domain.settle(_READY_S + reading_s, paused=paused)
+        # A state comes as fast as it is written, perhaps by a guest that still runs elsewhere.
+        await domain.settle(_READY_S if state is None else None, paused=paused)
         domain.note_jail()
         save_info(directory, info)
         return domain
@@ -291,6 +312,10 @@ class XenEngine:
     def reap(self, directory: Path) -> None:
         end_all(directory)
         reap(directory)
+
+
+def _moving(answer: dict[str, int]) -> Moving:
+    return Moving(answer["sent"], answer["remaining"], answer["round"])
 
 
 def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool, state: int | None) -> int:

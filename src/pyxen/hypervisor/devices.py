@@ -65,6 +65,14 @@ class Devices:
         introduce(self._local, Address(self._domain.domid, "vif", number), frontend=front, backend=back)
         self._keep(net.attach(self._local, self._domain, number, links, self._call_soon, rate=config.rate))
 
+    def settle(self) -> None:
+        """Wait until all that a guest which stands still has asked its disks for is done and on them. In any thread.
+
+        Raises OSError.
+        """
+        for device in list(self._devices.values()):
+            device.settle()
+
     def close(self) -> None:
         """Stop all of them: what the guest was told is written is on its disks afterwards."""
         for device in list(self._devices.values()):

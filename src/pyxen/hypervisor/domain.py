@@ -176,9 +176,9 @@ class Domain:
         return time.monotonic()
 
     def page(self, gfn: int) -> SharedPage:
-        """A frame of the guest's memory. Raises XenError(EINVAL)."""
+        """A frame of the guest's memory, for Xen to write whenever it likes. Raises XenError(EINVAL)."""
         try:
-            return SharedPage(self.memory.view(gfn * PAGE_SIZE, PAGE_SIZE))
+            return SharedPage(self.memory.keep(gfn * PAGE_SIZE, PAGE_SIZE))
         except BadAddress:
             raise XenError(EINVAL) from None
 

@@ -263,10 +263,16 @@ class GrantTable:
         active = self.active.get(ref)
         if active is None:
             raise GrantError(ref, BAD_GNTREF, "not in use")
+        if active.writable:
+            self.memory.mark(active.gfn * PAGE_SIZE, PAGE_SIZE)
         active.pins -= 1
         if not active.pins:
             del self.active[ref]
             self._unpin(ref)
+
+    def written(self) -> set[int]:
+        """The frames that back ends may be writing to now. Those given back they have told of then."""
+        return {active.gfn for active in self.active.values() if active.writable}
 
     # Back ends
 

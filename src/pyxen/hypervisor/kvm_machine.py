@@ -24,11 +24,12 @@ from pyxen.hypervisor.kvm.uapi import MSR_EXIT_INVALID, MSR_EXIT_UNKNOWN, X2APIC
 from pyxen.hypervisor.kvm.vcpu import KICK
 from pyxen.hypervisor.loop import Loop, Timer
 from pyxen.hypervisor.machine import PvClock
-from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress, GuestMemory
+from pyxen.hypervisor.memory import PAGE_SHIFT, PAGE_SIZE, BadAddress, GuestMemory, Region
 from pyxen.hypervisor.paging import walk
 from pyxen.hypervisor.processor import Hold, Observer, Processor
 from pyxen.hypervisor.state import cpu
 from pyxen.hypervisor.state.words import Cpu
+from pyxen.hypervisor.throttle import Throttle
 
 _MSR_TSC: Final = 0x10
 _MSR_KERNEL_GS_BASE: Final = 0xC0000102
@@ -114,6 +115,7 @@ class KvmMachine:
         self._cpuid = self._show_cpuid(kvm_vcpus)
         self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), _tsc_offsets(kvm_vcpus))
         self._processors = [Processor(index, kvm, self.memory, self) for index, kvm in enumerate(kvm_vcpus)]
+        self._throttle = Throttle(self._processors)
         self._owed: set[int] = set()
         self._retry_ns = _FIRST_RETRY_NS
         self._retry = Timer(loop, self._pay_all)
@@ -220,6 +222,18 @@ class KvmMachine:
         for processor in self._processors:
             processor.release(Hold.PAUSED)
 
+    def log_writes(self, region: Region, on: bool) -> None:
+        """Begin to note which pages of ``region`` the guest writes, or stop."""
+        self._vm.log_writes(region, on)
+
+    def written(self, region: Region) -> int:
+        """See kvm.Vm.written."""
+        return self._vm.written(region)
+
+    def throttle(self, share: float) -> None:
+        """Keep the VCPUs out of guest code for this share of the time. One thread at a time."""
+        self._throttle.set(share)
+
     def vcpus_up(self) -> frozenset[int]:
         """The VCPUs that run, or may as soon as the machine does."""
         return frozenset(processor.index for processor in self._processors if processor.up)
@@ -247,6 +261,7 @@ class KvmMachine:
 
     def close(self) -> None:
         """End the VCPUs and give everything back. Not with domain.lock held."""
+        self._throttle.set(0.0)
         for processor in self._processors:
             processor.hold(Hold.STOPPED)
         for processor in self._processors:
@@ -294,6 +309,7 @@ class KvmMachine:
         if isinstance(backing := region.data.obj, mmap.mmap):
             with contextlib.suppress(OSError):  # a part of a huge page is not taken back
                 backing.madvise(mmap.MADV_DONTNEED, start - region.start, PAGE_SIZE)
+        self.memory.mark(start, PAGE_SIZE)
 
     def now_ns(self) -> int:
         return self._clock.now_ns()

@@ -14,7 +14,7 @@ from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.kvm_machine import KvmMachine
 from pyxen.hypervisor.memory import PAGE_SIZE
 from pyxen.hypervisor.spec import DomainSpec
-from pyxen.hypervisor.state import save
+from pyxen.hypervisor.state_orders import StateOrders
 from pyxen.hypervisor.toolstack import Toolstack
 
 _NO_SUCH_TRIGGER: Final = {
@@ -45,14 +45,22 @@ class Orders:
     """Carries them out, on the main loop's thread."""
 
     def __init__(
-        self, spec: DomainSpec, domain: Domain, machine: KvmMachine, toolstack: Toolstack, process: Lifeline
+        self,
+        spec: DomainSpec,
+        domain: Domain,
+        machine: KvmMachine,
+        toolstack: Toolstack,
+        process: Lifeline,
+        settle: Callable[[], None],
     ) -> None:
+        """``settle`` has back ends finish what the guest has asked for; in whatever thread."""
         self._spec = spec
         self._domain = domain
         self._machine = machine
         self._toolstack = toolstack
         self._process = process
         self._busy = ""
+        self._state = StateOrders(spec.config.name, domain, machine, process, settle)
 
     def commands(self) -> Mapping[str, Callable[..., object]]:
         return {
@@ -62,7 +70,7 @@ class Orders:
             "sysrq": self.sysrq,
             "trigger": self.trigger,
             "dump-core": self.dump_core,
-            "save-state": self.save_state,
+            **self._state.commands(),
         }
 
     def set_vcpus(self, count: int) -> None:
@@ -138,32 +146,10 @@ class Orders:
 
         return Later(lambda: {"size": core.write(fd, self._domain.memory, states)}, done)
 
-    def save_state(self, fds: list[int]) -> Later:
-        """Write the state of a guest that has suspended itself into the one descriptor; it stays suspended."""
-        self.refuse_busy("save")
-        self._refuse_stopped("save")
-        if len(fds) != 1:
-            raise InvalidRequest(f"a state is written into one file, not {len(fds)}")
-        suspended_by = self._domain.suspended_by
-        if not self._process.suspended or suspended_by is None:
-            raise Conflict(f"cannot save '{self._spec.config.name}': it is not suspended")
-        (fd,) = fds
-        moment, cpus = self._machine.save(suspended_by)
-        with self._domain.lock:
-            xen = save.describe(self._domain, moment.system_time, moment.tsc_khz)
-        regions = self._domain.memory.regions
-        own = len(self._domain.memory_map)
-        self._busy = "its state is being saved"
-
-        def done() -> None:
-            self._busy = ""
-
-        return Later(lambda: {"size": save.write(fd, regions[:own], regions[own:], xen, cpus)}, done)
-
     def refuse_busy(self, what: str) -> None:
         """Raises Conflict while a core or a state is being written."""
-        if self._busy:
-            raise Conflict(f"cannot {what} '{self._spec.config.name}': {self._busy}")
+        if busy := self._busy or self._state.busy:
+            raise Conflict(f"cannot {what} '{self._spec.config.name}': {busy}")
 
     def _refuse_stopped(self, what: str) -> None:
         if self._process.stop_reason is not None:

@@ -74,8 +74,8 @@ class DomainProcess:
         self._terminal = Terminal(self.domain, console, self._log, directory / "console.in", self.loop)
         self._open_store(directory, store)
         self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
-        self._orders = Orders(spec, self.domain, self.machine, self.toolstack, self)
         self._devices = Devices(self.local, self.domain, self.loop.call_soon, sources)
+        self._orders = Orders(spec, self.domain, self.machine, self.toolstack, self, self._devices.settle)
         for disk in spec.config.disk:
             if disk.target:
                 self._devices.attach_disk(disk)
@@ -128,7 +128,7 @@ class DomainProcess:
     def _open_store(self, directory: Path, port: int) -> None:
         store = Store()
         self.local = Local(store, wake=self.loop.coalesced(lambda: self.local.settle()))
-        page = self.domain.memory.view(self.domain.store_gfn << PAGE_SHIFT, PAGE_SIZE)
+        page = self.domain.memory.keep(self.domain.store_gfn << PAGE_SHIFT, PAGE_SIZE)
         poll = self.loop.coalesced(lambda: self._ring.poll())
         self._ring = Ring(store, self.spec.domid, page, lambda: bound.notify(), wake=poll)
         bound = self.domain.evtchn.bind_backend(port, poll)

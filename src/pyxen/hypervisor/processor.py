@@ -43,6 +43,7 @@ class Hold(Enum):
     PAUSED = auto()
     DOWN = auto()
     STOPPED = auto()
+    THROTTLED = auto()
 
 
 class Exits(Protocol):

@@ -37,7 +37,7 @@ class Terminal:
     """Connects the console's ring to its files. The FIFO is read only as fast as the guest reads."""
 
     def __init__(self, domain: Domain, port: int, log: Log, fifo: Path, loop: Loop) -> None:
-        page = domain.memory.view(domain.console_gfn << PAGE_SHIFT, PAGE_SIZE)
+        page = domain.memory.keep(domain.console_gfn << PAGE_SHIFT, PAGE_SIZE)
         self._loop = loop
         self._reading = False
         self._read_on_soon = loop.coalesced(self._read_on)

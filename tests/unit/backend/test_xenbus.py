@@ -32,6 +32,9 @@ class Toy:
     def disconnect(self) -> None:
         self.calls.append("disconnect")
 
+    def settle(self) -> None:
+        self.calls.append("settle")
+
     def close(self) -> None:
         self.calls.append("close")
 

@@ -74,7 +74,8 @@ def _copy_one(vcpu: Vcpu, op: abi.CopyOp) -> int:
                 use = vcpu.domain.grants.use(ref, write=write, user=vcpu.domain.domid)
                 views.append(window(ref, stack.enter_context(use), offset, op.length))
             else:
-                views.append(vcpu.domain.memory.view(reference * PAGE_SIZE + offset, op.length))
+                place = vcpu.domain.memory.view if write else vcpu.domain.memory.look
+                views.append(place(reference * PAGE_SIZE + offset, op.length))
         views[1][:] = bytes(views[0])
     return abi.OKAY
 

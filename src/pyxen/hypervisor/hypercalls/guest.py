@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from pyxen.abi.layout import Layout
@@ -16,14 +17,15 @@ _OFFSET = PAGE_SIZE - 1
 _LAST = (1 << 64) - 1
 
 
-def pieces(vcpu: Vcpu, address: int, length: int, *, write: bool) -> list[memoryview]:
-    """The guest's own bytes, page by page."""
+def pieces(vcpu: Vcpu, address: int, length: int, *, place: Callable[[int, int], memoryview]) -> list[memoryview]:
+    """The guest's own bytes, page by page; ``place`` is what GuestMemory has for what is to be done with them."""
     domain = vcpu.domain
+    write = place != domain.memory.look
     found = []
     while length > 0:
         part = min(length, PAGE_SIZE - (address & _OFFSET))
         gpa = domain.machine.translate(vcpu.index, address & _LAST, write=write)
-        found.append(domain.memory.view(gpa, part))
+        found.append(place(gpa, part))
         address += part
         length -= part
     return found
@@ -31,10 +33,10 @@ def pieces(vcpu: Vcpu, address: int, length: int, *, write: bool) -> list[memory
 
 def read(vcpu: Vcpu, address: int, length: int) -> bytes | memoryview:
     """``length`` bytes. Copy what is used more than once: the guest may change it meanwhile."""
+    domain = vcpu.domain
     if 0 < length <= PAGE_SIZE - (address & _OFFSET):
-        domain = vcpu.domain
-        return domain.memory.view(domain.machine.translate(vcpu.index, address & _LAST, write=False), length)
-    return b"".join(pieces(vcpu, address, length, write=False))
+        return domain.memory.look(domain.machine.translate(vcpu.index, address & _LAST, write=False), length)
+    return b"".join(pieces(vcpu, address, length, place=domain.memory.look))
 
 
 def u32(vcpu: Vcpu, address: int) -> int:
@@ -48,7 +50,7 @@ def u32(vcpu: Vcpu, address: int) -> int:
 def write(vcpu: Vcpu, address: int, data: bytes) -> None:
     """Store ``data``: all of it, or nothing."""
     offset = 0
-    for piece in pieces(vcpu, address, len(data), write=True):
+    for piece in pieces(vcpu, address, len(data), place=vcpu.domain.memory.view):
         piece[:] = data[offset : offset + len(piece)]
         offset += len(piece)
 

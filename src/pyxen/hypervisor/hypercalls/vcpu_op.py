@@ -113,7 +113,7 @@ def _area(caller: Vcpu, arg: int, size: int, bits: int) -> list[memoryview]:
     if not address:
         return []
     try:
-        return guest.pieces(caller, address, size, write=True)
+        return guest.pieces(caller, address, size, place=caller.domain.memory.keep)
     except BadAddress:
         # Accepted, and never written, as in Xen.
         return []
@@ -127,7 +127,7 @@ def _physical_area(caller: Vcpu, arg: int, size: int) -> list[memoryview]:
     if gpa % 8 or gpa % PAGE_SIZE + size > PAGE_SIZE:
         raise XenError(ENXIO)
     try:
-        return [caller.domain.memory.view(gpa, size)]
+        return [caller.domain.memory.keep(gpa, size)]
     except BadAddress:
         raise XenError(EINVAL) from None
 

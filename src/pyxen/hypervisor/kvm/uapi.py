@@ -22,6 +22,7 @@ class Call(IntEnum):
     CREATE_VCPU = 0xAE41
     SET_USER_MEMORY_REGION = 0x4020AE46
     SET_TSS_ADDR = 0xAE47
+    GET_DIRTY_LOG = 0x4010AE42
     SET_IDENTITY_MAP_ADDR = 0x4008AE48
     CREATE_IRQCHIP = 0xAE60
     ENABLE_CAP = 0x4068AEA3
@@ -45,6 +46,7 @@ class Call(IntEnum):
     SET_VCPU_EVENTS = 0x4040AEA0
     GET_DEBUGREGS = 0x8080AEA1
     SET_DEBUGREGS = 0x4080AEA2
+    SET_TSC_KHZ = 0xAEA2
     GET_TSC_KHZ = 0xAEA3
     GET_XSAVE = 0x9000AEA4
     SET_XSAVE = 0x5000AEA5
@@ -63,8 +65,9 @@ class Call(IntEnum):
 class Capability(IntEnum):
     """Arguments of CHECK_EXTENSION and ENABLE_CAP."""
 
-    SYNC_REGS = 74
+    TSC_CONTROL = 60
     MAX_VCPUS = 66
+    SYNC_REGS = 74
     X2APIC_API = 129
     IMMEDIATE_EXIT = 136
     USER_SPACE_MSR = 188
@@ -152,6 +155,8 @@ ERROR_EXIT: Final = struct.Struct("<IIQB15s")  # suberror, ndata, flags, instruc
 FAILED_EXIT: Final = struct.Struct("<Q")
 
 MEMORY_REGION: Final = struct.Struct("<IIQQQ")  # slot, flags, gpa, size, address
+LOG_DIRTY_PAGES: Final = 1
+DIRTY_LOG: Final = struct.Struct("<I4xQ")  # slot, address of the bitmap
 MSI: Final = struct.Struct("<IIIII12x")  # address low, high, data, flags, device id
 ENABLE_CAP: Final = struct.Struct("<IIQQQQ64x")  # capability, flags, arguments
 MSR: Final = struct.Struct("<IIQ")  # index, reserved, data

@@ -11,7 +11,7 @@ from pyxen.hypervisor.kvm import uapi
 from pyxen.hypervisor.kvm.ioctl import call, call_with_address
 from pyxen.hypervisor.kvm.uapi import Call, Capability
 from pyxen.hypervisor.kvm.vcpu import KvmVcpu
-from pyxen.hypervisor.memory import Region
+from pyxen.hypervisor.memory import PAGE_SHIFT, Region
 
 _MSI_ADDRESS = 0xFEE00000
 _SIGNAL_MSI = Call.SIGNAL_MSI.value
@@ -36,9 +36,28 @@ class Vm:
         """Take a slot away again."""
         self._set_slot(slot, self._slots.pop(slot), 0)
 
-    def _set_slot(self, slot: int, region: Region, size: int) -> None:
+    def log_writes(self, region: Region, on: bool) -> None:
+        """Begin to note which pages of ``region`` the guest writes, or stop. It must have been added."""
+        slot = self._slot_of(region)
+        self._set_slot(slot, region, region.end - region.start, uapi.LOG_DIRTY_PAGES if on else 0)
+
+    def written(self, region: Region) -> int:
+        """The pages of ``region`` that the guest has written since the last call, or since ``log_writes``.
+
+        A number with a bit for each page, the first one's lowest.
+        """
+        pages = region.end - region.start >> PAGE_SHIFT
+        bitmap = (ctypes.c_char * (-(-pages // 64) * 8))()
+        row = uapi.DIRTY_LOG.pack(self._slot_of(region), ctypes.addressof(bitmap))
+        call(self._fd, Call.GET_DIRTY_LOG, bytearray(row))
+        return int.from_bytes(bitmap.raw, "little") & (1 << pages) - 1
+
+    def _slot_of(self, region: Region) -> int:
+        return next(slot for slot, each in self._slots.items() if each is region)
+
+    def _set_slot(self, slot: int, region: Region, size: int, flags: int = 0) -> None:
         address = ctypes.addressof(ctypes.c_char.from_buffer(region.data))
-        row = uapi.MEMORY_REGION.pack(slot, 0, region.start, size, address)
+        row = uapi.MEMORY_REGION.pack(slot, flags, region.start, size, address)
         call(self._fd, Call.SET_USER_MEMORY_REGION, bytearray(row))
 
     def enable(self, capability: Capability, argument: int = 0) -> None:

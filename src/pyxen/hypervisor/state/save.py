@@ -1,13 +1,12 @@
-"""Writing a suspended domain's state."""
+"""What of a suspended domain's state is not memory, and a stream's beginning and end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pyxen.abi import hvm
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.memory import PAGE_SHIFT, Region
-from pyxen.hypervisor.state import ram
 from pyxen.hypervisor.state.sections import CPU, FRAMES, HEAD, XEN, Writer
 from pyxen.hypervisor.state.words import Cpu, Frames, Head, Xen, pack
 
@@ -28,20 +27,20 @@ def describe(domain: Domain, system_time: int, tsc_khz: int) -> Xen:
     )
 
 
-def write(fd: int, boot_regions: Sequence[Region], frames: Iterable[Region], xen: Xen, cpus: Sequence[Cpu]) -> int:
-    """Write it all; how many bytes. ``frames`` are pages outside of what the domain had at its start.
+def head(writer: Writer, vcpus: int, regions: Sequence[Region]) -> None:
+    """What comes first; ``regions`` are what a domain has from its start. Raises OSError and Conflict, as do all."""
+    rows = [(region.start, region.end - region.start) for region in regions]
+    writer.section(HEAD, pack(Head(vcpus=vcpus, regions=rows)))
 
-    May run in a thread of its own. Raises OSError.
-    """
-    writer = Writer(fd)
-    frames = list(frames)
-    regions = [(region.start, region.end - region.start) for region in boot_regions]
-    writer.section(HEAD, pack(Head(vcpus=len(cpus), regions=regions)))
-    writer.section(FRAMES, pack(Frames(gfns=[region.start >> PAGE_SHIFT for region in frames])))
-    for region in (*boot_regions, *frames):
-        ram.write(writer, region.start, region.data)
+
+def frames(writer: Writer, added: Sequence[Region]) -> None:
+    """Which pages there are outside of those regions: before what is in them."""
+    writer.section(FRAMES, pack(Frames(gfns=[region.start >> PAGE_SHIFT for region in added])))
+
+
+def end(writer: Writer, xen: Xen, cpus: Sequence[Cpu]) -> None:
+    """What comes last."""
     writer.section(XEN, pack(xen))
     for cpu in cpus:
         writer.section(CPU, pack(cpu))
     writer.done()
-    return writer.written

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyxen.errors import InvalidRequest
+from pyxen.hypervisor.state.stop import Stop
 
 VERSION: Final = 1
 HEAD, FRAMES, PAGES, XEN, CPU, DONE = b"HEAD", b"FRAM", b"PAGE", b"XEN ", b"VCPU", b"DONE"
@@ -30,10 +31,14 @@ _LONGEST: Final = 64 << 20
 
 
 class Writer:
-    """Writes to a descriptor that blocks. Raises OSError."""
+    """Writes to a descriptor, which must not block, and waits where it takes no more: up to ``stop``.
 
-    def __init__(self, fd: int) -> None:
+    Raises OSError, and Conflict when it was stopped.
+    """
+
+    def __init__(self, fd: int, stop: Stop) -> None:
         self._fd = fd
+        self._stop = stop
         self._count = 0
         self.written = 0
         """Bytes so far."""
@@ -54,7 +59,11 @@ class Writer:
     def _put(self, pieces: Sequence[bytes]) -> None:
         views = [memoryview(piece) for piece in pieces]
         while views:
-            count = os.writev(self._fd, views)
+            try:
+                count = os.writev(self._fd, views)
+            except BlockingIOError:
+                self._stop.until_writable(self._fd)
+                continue
             self.written += count
             while views and count >= len(views[0]):
                 count -= len(views.pop(0))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pyxen.abi import hvm
 from pyxen.errors import InvalidRequest, PyxenError
 from pyxen.hypervisor.domain import Domain
-from pyxen.hypervisor.memory import GuestMemory
+from pyxen.hypervisor.memory import GuestMemory, Region
 from pyxen.hypervisor.state import load, save, sections
+from pyxen.hypervisor.state.sending import Sending
 from pyxen.hypervisor.state.words import Cpu, Frames, pack
 from tests.unit.hypervisor.hypercalls.scripted import OUTSIDE, PAGE, FakeMachine
 
@@ -72,11 +73,31 @@ def _flow(write: Callable[[int], object]) -> int:
 
 
 def _saved(domain: Domain, cpus: int = 2) -> bytes:
-    own, frames = domain.memory.regions[:1], domain.memory.regions[1:]
-    xen = save.describe(domain, system_time=123, tsc_khz=2_000_000)
-    out = _flow(lambda fd: save.write(fd, own, frames, xen, [_cpu(index) for index in range(cpus)]))
+    out = _flow(lambda fd: _save(fd, domain, cpus))
     with os.fdopen(out, "rb") as file:
         return file.read()
+
+
+def _save(fd: int, domain: Domain, cpus: int = 2) -> None:
+    sending = Sending(fd, domain, NotLogged())
+    try:
+        xen = save.describe(domain, system_time=123, tsc_khz=2_000_000)
+        sending.finish(xen, [_cpu(index) for index in range(cpus)])
+    finally:
+        sending.close()
+
+
+class NotLogged:
+    """A machine whose guest stands still."""
+
+    def log_writes(self, region: Region, on: bool) -> None:
+        raise AssertionError
+
+    def written(self, region: Region) -> int:
+        raise AssertionError
+
+    def throttle(self, share: float) -> None:
+        assert not share
 
 
 def _load(data: bytes, domain: Domain) -> tuple[object, list[Cpu]]:
@@ -189,6 +210,6 @@ def test_a_reader_that_goes_away_fails_the_writer() -> None:
     domain = _lived_in()
     try:
         with pytest.raises(BrokenPipeError):
-            save.write(into, domain.memory.regions, [], save.describe(domain, 0, 1), [])
+            _save(into, domain)
     finally:
         os.close(into)
