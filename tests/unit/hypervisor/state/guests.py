@@ -1,4 +1,4 @@
-"""A guest of a few bytes that suspends itself."""
+"""Guests of a few bytes that suspend themselves."""
 
 from __future__ import annotations
 
@@ -30,3 +30,38 @@ def sleeper() -> bytes:
     data = struct.pack("<II", sched.SHUTDOWN_SUSPEND, 0) + b"restored\nresumed!\n"
     code = bytes(program.code).ljust(_REASON - LOAD_AT, b"\xf4") + data
     return linux_like(code, notes=note(NOTE_ENTRY, struct.pack("<I", LOAD_AT)))
+
+
+def writer(rounds: int) -> bytes:
+    """Prints a line, writes a number into a thousand pages ``rounds`` times, with pauses, and suspends itself.
+
+    When it goes on it prints whether each page has what it wrote last, and waits for ever.
+    """
+    program = Program(32)
+    _print(program, _LINES)
+    program.raw("bd00000000")  # mov ebp, 0
+    start = len(program.code)
+    program.raw("45")  # inc ebp
+    # mov edi, 4 MiB; mov ecx, 1024; mov [edi], ebp; add edi, 4096; dec ecx; jnz over three back
+    program.raw("bf00004000 b900040000 892f 81c700100000 49 75f5")
+    program.call(nr.SCHED_OP, sched.BLOCK, 0)
+    program.raw(f"81fd{rounds.to_bytes(4, 'little').hex()} 7405")  # cmp ebp, rounds; je over the jump
+    program.loop_to(start)
+    program.call(nr.SCHED_OP, sched.SHUTDOWN, _REASON)
+    # The same with cmp [edi], ebp; jne out of it
+    program.raw("bf00004000 b900040000 392f 7509 81c700100000 49 75f3")
+    program.raw("7418")  # je over the next print and its jump
+    _print(program, _LINES + 18)
+    program.raw("ebfe")
+    _print(program, _LINES + 9)
+    end = len(program.code)
+    program.call(nr.SCHED_OP, sched.BLOCK, 0)
+    program.loop_to(end)
+    data = struct.pack("<II", sched.SHUTDOWN_SUSPEND, 0) + b"working!\nthe same\nchanged!\n"
+    code = bytes(program.code).ljust(_REASON - LOAD_AT, b"\xf4") + data
+    return linux_like(code, notes=note(NOTE_ENTRY, struct.pack("<I", LOAD_AT)))
+
+
+def _print(program: Program, line: int) -> None:
+    """Nine bytes, in as much code each time."""
+    program.call(nr.CONSOLE_IO, _CONSOLE_WRITE, 9, line)

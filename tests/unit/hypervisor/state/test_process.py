@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.unit.hypervisor.kvm.micro import needs_kvm
-from tests.unit.hypervisor.state.guests import sleeper
+from tests.unit.hypervisor.state.guests import sleeper, writer
 
 pytestmark = needs_kvm
 
@@ -54,10 +55,10 @@ class _Process:
             assert time.monotonic() < end, f"{word!r} never comes: {self.text(name)!r} {self.text('stderr')!r}"
             time.sleep(0.01)
 
-    def order(self, command: str, fd: int | None = None) -> dict[str, Any]:
+    def order(self, command: str, fd: int | None = None, **arguments: object) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(self.here / "control.sock"))
-            line = json.dumps({"execute": command}).encode() + b"\n"
+            line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
             socket.send_fds(connection, [line], [] if fd is None else [fd])
             answer: dict[str, Any] = json.loads(connection.makefile("rb").readline())
             return answer
@@ -141,3 +142,45 @@ def test_a_damaged_state_runs_no_guest(state: Path, tmp_path: Path) -> None:
 def test_a_state_of_another_size_is_refused(state: Path, tmp_path: Path) -> None:
     with _restored(state, tmp_path / "8", memory=32) as domain:
         assert "KiB of memory, the domain has" in _ends(domain)
+
+
+def test_memory_is_sent_while_the_guest_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(writer(60))
+    with (
+        _running(tmp_path / "7", kernel=tmp_path / "kernel", domid=7) as domain,
+        (tmp_path / "saved").open("wb") as file,
+    ):
+        domain.wait("console.log", "working!\n")
+        answer = domain.order("send-memory", file.fileno(), downtime_ms=0, bandwidth=32 << 20)
+        assert answer["return"]["round"] > 1, "it was still writing"
+        assert domain.order("send-memory", file.fileno())["error"]["desc"].endswith("its memory is being sent")
+        domain.wait("events", '"SUSPEND"')
+        assert domain.order("save-state")["return"]["size"] == (tmp_path / "saved").stat().st_size
+        domain.order("resume")
+        domain.wait("console.log", "the same\n")
+        assert domain.order("sending") == {"return": {"sent": 0, "remaining": 0, "round": 0}}
+    with _restored(tmp_path / "saved", tmp_path / "8") as domain:
+        domain.wait("console.log", "the same\n")
+
+
+def test_a_guest_goes_on_when_its_sending_is_called_off(tmp_path: Path) -> None:
+    """While nobody reads, or when whoever should has gone."""
+    (tmp_path / "kernel").write_bytes(writer(100))
+    with _running(tmp_path / "7", kernel=tmp_path / "kernel", domid=7) as domain:
+        domain.wait("console.log", "working!\n")
+        out, into = os.pipe()
+        answers: list[dict[str, Any]] = []
+        for stop in (lambda: domain.order("stop-sending"), lambda: os.close(out)):
+            sending = threading.Thread(target=lambda: answers.append(domain.order("send-memory", into)))
+            sending.start()
+            while not domain.order("sending")["return"]["round"]:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            assert sending.is_alive()
+            stop()
+            sending.join()
+        assert [answer["error"]["desc"] for answer in answers] == ["it was called off", "Broken pipe"]
+        os.close(into)
+        domain.wait("events", '"SUSPEND"')
+        domain.order("resume")
+        domain.wait("console.log", "the same\n")
