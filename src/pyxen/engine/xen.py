@@ -281,9 +281,7 @@ class XenEngine:
         late_disks: bool = False,
         template: Template | None = None,
     ) -> RunningDomain:
-        if template is not None:
-            raise Unsupported("a guest of the Xen engine shares its memory with no other")
-        if state is not None and spec.machine != _MACHINE:
+        if (state is not None or template is not None) and spec.machine != _MACHINE:
             raise Unsupported(
                 f"'{spec.config.name}' was saved in the form {spec.machine}, this pyxen reads {_MACHINE}",
                 hint="Restore it with the version of pyxen that saved it.",
@@ -296,12 +294,15 @@ class XenEngine:
             (directory / "stderr").touch(mode=0o600)
             if disks := served(spec.config.disk):
                 await serve(disks, directory, spec.uid)
-            pid = await asyncio.to_thread(_launch, spec, directory, info, paused=paused, state=state)
+            if template is not None and not template.full:
+                assert state is not None
+                await _fill(template, spec, directory, state)
+            pid = await asyncio.to_thread(_launch, spec, directory, info, paused=paused, state=state, template=template)
         except OSError as error:
             raise EngineError(f"cannot start the hypervisor for '{spec.config.name}': {error}") from error
         domain = XenDomain(spec, directory, pid, self._inotify, info)
         # A state comes as fast as it is written, perhaps by a guest that still runs elsewhere.
-        await domain.settle(_READY_S if state is None else None, paused=paused)
+        await domain.settle(_READY_S if state is None or template is not None else None, paused=paused)
         domain.note_jail()
         save_info(directory, info)
         return domain
@@ -318,20 +319,65 @@ def _moving(answer: dict[str, int]) -> Moving:
     return Moving(answer["sent"], answer["remaining"], answer["round"])
 
 
-def _launch(spec: DomainSpec, directory: Path, info: StartedInfo, *, paused: bool, state: int | None) -> int:
+async def _fill(template: Template, spec: DomainSpec, directory: Path, state: int) -> None:
+    """Have a process of its own take the state apart. Raises EngineError and OSError."""
+    with Descriptors() as descriptors:
+        given = {
+            "--state": state,
+            "--memory": descriptors.take(template.memory()),
+            "--devices": descriptors.take(template.devices()),
+        }
+        words = [word for name, fd in given.items() for word in (name, str(fd))]
+        words += [] if spec.uid is None else ["--uid", str(spec.uid)]
+        filling = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pyxen.hypervisor.fill", marker(directory), *words),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=list(given.values()),
+        )
+        try:
+            _, said = await filling.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                filling.kill()
+            await filling.wait()
+            raise
+    if filling.returncode:
+        why = said.decode(errors="replace").strip() or f"status {filling.returncode}"
+        raise EngineError(f"no template can be made of the state of '{spec.config.name}': {why}")
+    template.seal()
+
+
+def _launch(
+    spec: DomainSpec,
+    directory: Path,
+    info: StartedInfo,
+    *,
+    paused: bool,
+    state: int | None,
+    template: Template | None,
+) -> int:
     """Start the process, with its networks; its id. Raises PyxenError and OSError."""
     words: list[str] = ["--paused"] if paused else []
-    if state is not None:
-        words += ["--state", str(state)]
     for disk in served(spec.config.disk):
         words += ["--nbd", f"{disk.vdev}={directory / DISKS_SOCKET}"]
     with Descriptors() as descriptors:
+        given = []
+        if template is not None:
+            given = [
+                ("--state", descriptors.take(template.devices())),
+                ("--template", descriptors.take(template.memory())),
+            ]
+        elif state is not None:
+            given = [("--state", state)]
+        words += [word for name, fd in given for word in (name, str(fd))]
         words += open_networks(spec, directory, descriptors, info)
         pid = spawn(
             # The marker is not for the hypervisor: it is what the process is found by.
             [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory), *words],
             stderr=directory / "stderr",
-            pass_fds=[*descriptors.fds, *([] if state is None else [state])],
+            pass_fds={*descriptors.fds, *(fd for _, fd in given)},
             nodes=spec.nodes,
         )
     write_pid(directory, pid)

@@ -38,6 +38,7 @@ _MOST_FRAMES: Final = 8192
 _NMI_MESSAGE: Final = 4 << 8
 _FIRST_RETRY_NS, _LAST_RETRY_NS = 1_000_000, 1_000_000_000
 _PARK_S: Final = 5.0
+_ZERO_PAGE: Final = bytes(PAGE_SIZE)
 _XENS_LEAVES: Final = 4  # 0x4…: for hypervisors to tell of themselves
 
 
@@ -309,6 +310,8 @@ class KvmMachine:
         if isinstance(backing := region.data.obj, mmap.mmap):
             with contextlib.suppress(OSError):  # a part of a huge page is not taken back
                 backing.madvise(mmap.MADV_DONTNEED, start - region.start, PAGE_SIZE)
+        if self.memory.is_copy and self.memory.look(start, PAGE_SIZE) != _ZERO_PAGE:
+            self.memory.view(start, PAGE_SIZE)[:] = _ZERO_PAGE
         self.memory.mark(start, PAGE_SIZE)
 
     def now_ns(self) -> int:

@@ -54,7 +54,11 @@ class GuestMemory:
     A store of up to 8 aligned bytes is seen whole by the guest; nothing here is a locked operation.
     """
 
-    def __init__(self, regions: Iterable[tuple[int, mmap.mmap | bytearray | memoryview]] = ()) -> None:
+    def __init__(
+        self, regions: Iterable[tuple[int, mmap.mmap | bytearray | memoryview]] = (), *, is_copy: bool = False
+    ) -> None:
+        self.is_copy = is_copy
+        """Pages that the host takes back become again what they are a copy of."""
         self.regions: tuple[Region, ...] = ()
         self._kept: set[int] = set()
         self._written: set[int] | None = None

@@ -47,10 +47,20 @@ _ORDERS = ("poweroff", "reboot", "halt", "suspend")
 class DomainProcess:
     """A domain, its machine, its files. Everything but ``_guest_stopped`` and ``_failed`` is for the main thread."""
 
-    def __init__(self, directory: Path, spec: DomainSpec, sources: Sources, state: int | None = None) -> None:
-        """Make everything, run nothing yet. With ``state``, the guest will be what is read there. Raises PyxenError."""
+    def __init__(
+        self,
+        directory: Path,
+        spec: DomainSpec,
+        sources: Sources,
+        state: int | None = None,
+        template: int | None = None,
+    ) -> None:
+        """Make everything, run nothing yet. With ``state``, the guest will be what is read there, its RAM (with
+        ``template``) a copy of what is there already. Raises PyxenError.
+        """
         self.spec = spec
         self._state = state
+        self._template = template
         self._directory = directory
         self._jail = Report()
         self.stop_reason: str | None = None
@@ -91,6 +101,7 @@ class DomainProcess:
             spec.most_memory * layout.MIB,
             huge_bits=_HUGE_BITS.get(spec.config.hugepages or ""),
             shared=spec.config.memory_sharing,
+            template=self._template,
         )
         machine = KvmMachine(
             memory,
@@ -294,9 +305,12 @@ def main(argv: list[str]) -> None:
         taps={int(number): int(fd) for number, fd in options.tap},
         streams={int(number): int(fd) for number, fd in options.stream},
     )
-    state = [] if options.state is None else [options.state]
-    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values(), *state])
-    process = DomainProcess(directory, read_spec(directory / "domain.json"), sources, options.state)
+    given = [fd for fd in (options.state, options.template) if fd is not None]
+    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values(), *given])
+    spec = read_spec(directory / "domain.json")
+    process = DomainProcess(directory, spec, sources, options.state, options.template)
+    if options.template is not None:
+        os.close(options.template)  # it is mapped
 
     def quit_soon(number: int, frame: FrameType | None) -> None:
         process.loop.call_soon(process.quit)
@@ -314,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--paused", action="store_true", help="wait for the order to unpause")
 
     parser.add_argument("--state", type=int, metavar="FD", help="begin with the state that is read there")
+    parser.add_argument("--template", type=int, metavar="FD", help="with RAM that is a copy of what is there")
 
     def pairs(option: str, metavar: str, text: str) -> None:
         parser.add_argument(option, type=_pair, action="append", default=[], metavar=metavar, help=text)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pyxen import snapshot_api
-from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted, Unsupported
+from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted
 from pyxen.image.files import write_file
 from pyxen.xend import saved, saving
 from pyxen.xend.belongings import variables
@@ -147,12 +147,6 @@ class Snapshots:
     async def take(self, record: Record, name: str) -> Path:
         """Take a snapshot under this name; its folder. The domain's lock is held."""
         live = self._records.alive(record, "take a snapshot of")
-        if record.engine != "qemu":
-            raise Unsupported(
-                f"the engine of '{record.name}' ({record.engine}) can't take snapshots: "
-                "its disks can't be made to stand still with its memory yet",
-                hint="The QEMU engine can: engine=qemu in the domain's description.",
-            )
         disks = writable_disks(record, live, self._life)
         folder = self._life.roots.snapshots / record.uuid / name
         if folder.exists():
@@ -162,7 +156,7 @@ class Snapshots:
             )
         part = folder.with_name(f".{name}.part")
         fd = await asyncio.to_thread(make, part)
-        before, after = record.intended, "stay" if live.process.paused else "go-on"
+        before, after = record.intended, "stay" if live.process.paused or live.process.suspended else "go-on"
         try:
             head = await saving.head_of(record, live, uuids.uuid4().hex)
             await self._records.change(record, intended=f"{SNAPSHOT} {after}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,13 +24,14 @@ from pyxen.engine.contract import DomainSpec, RunningDomain, Stopped
 from pyxen.engine.domain import load_info
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import find
+from pyxen.engine.template import Template
 from pyxen.engine.xen import XenDomain, XenEngine
 from pyxen.errors import Conflict, EngineError, Unsupported
 from pyxen.hypervisor.jail import Report
 from tests.unit.hypervisor.builder import elves
 from tests.unit.hypervisor.jail.cell import IS_ROOT, PRISONER, folder
 from tests.unit.hypervisor.kvm.micro import needs_kvm
-from tests.unit.hypervisor.state.guests import sleeper
+from tests.unit.hypervisor.state.guests import sleeper, writer
 
 pytestmark = [pytest.mark.anyio, needs_kvm]
 # hlt; jmp to it. Then what makes it a Linux, as far as the builder is concerned.
@@ -58,6 +60,7 @@ async def start(
     kernel: bytes = _KERNEL,
     state: int | None = None,
     machine: str | None = None,
+    template: Template | None = None,
     **config: Any,
 ) -> tuple[RunningDomain, Path]:
     directory = place / "domains" / "3"
@@ -77,7 +80,7 @@ async def start(
         uid=PRISONER if IS_ROOT else None,
         machine=machine,
     )
-    return await engine.start(spec, directory, paused=paused, state=state), directory
+    return await engine.start(spec, directory, paused=paused, state=state, template=template), directory
 
 
 async def end_of(domain: RunningDomain) -> Stopped:
@@ -242,6 +245,43 @@ async def test_a_guest_that_suspends_itself_goes_on_here_and_in_another_process(
             await start(engine, place, state=file.fileno(), machine="xen-0")
         with pytest.raises(EngineError, match="the state is damaged: it ends too early"):
             await start(engine, place, state=file.fileno(), machine=machine)
+
+
+async def test_guests_go_on_from_memory_that_they_share(engine: XenEngine, place: Path) -> None:
+    domain, directory = await start(engine, place, kernel=writer(2))
+    await until(domain, True)
+    machine = await domain.machine()
+    with (place / "state").open("wb") as file:
+        await domain.save_state(file.fileno())
+    await domain.destroy()
+    template = Template(64 << 20)
+    with (place / "state").open("rb") as file:
+        first, directory = await start(
+            engine, place, kernel=b"no kernel", state=file.fileno(), machine=machine, template=template
+        )
+    assert template.full
+    await printed(directory, "the same\n")
+    if IS_ROOT:
+        maps = Path(f"/proc/{first.pid}/maps").read_text()
+        assert re.search(r"rw-p .* /memfd:guest", maps)
+        assert not re.search(r"w-s .* /memfd:guest", maps)
+    await first.destroy()
+    second, directory = await start(engine, place, kernel=b"no kernel", machine=machine, template=template)
+    await printed(directory, "the same\n")
+    await second.destroy()
+    template.close()
+
+
+async def test_a_template_is_not_filled_from_what_is_damaged(engine: XenEngine, place: Path) -> None:
+    (place / "state").write_bytes(b"pyxen state".ljust(16, b"\0") + b"\x01".ljust(16, b"\0") + b"HEAD")
+    template = Template(64 << 20)
+    with (
+        (place / "state").open("rb") as file,
+        pytest.raises(EngineError, match="state of 'micro': the state is damaged"),
+    ):
+        await start(engine, place, state=file.fileno(), machine="xen-1", template=template)
+    assert not template.full
+    template.close()
 
 
 async def test_a_guest_that_can_not_suspend_itself_is_not_saved(engine: XenEngine, place: Path) -> None:

@@ -36,15 +36,34 @@ class Built:
     """Of the kernel: 64 or 32."""
 
 
-def allocate(size: int, *, huge_bits: int | None = None, shared: bool = False) -> GuestMemory:
+def allocate(
+    size: int, *, huge_bits: int | None = None, shared: bool = False, template: int | None = None
+) -> GuestMemory:
     """Zeroed memory for a domain: its RAM, the ACPI tables' and the special pages. Raises ResourceExhausted.
 
     The host gives a page when it is first used, and gets it back by madvise(MADV_DONTNEED). With ``huge_bits`` RAM is
-    in pages of so many address bits, from the host's pool; with ``shared`` the host may keep equal pages once.
+    in pages of so many address bits, from the host's pool; with ``shared`` the host may keep equal pages once. With the
+    file ``template`` RAM is a copy on write of what hypervisor.fill has put there.
     """
     others = [(layout.ACPI, layout.ACPI_SIZE), (layout.SPECIAL, layout.SPECIAL_PAGES * PAGE_SIZE)]
-    ram = [(address, pages(length, huge_bits=huge_bits, shared=shared)) for address, length in layout.ram(size)]
-    return GuestMemory([*ram, *((address, pages(length)) for address, length in others)])
+    offset = 0
+    ram = []
+    for address, length in layout.ram(size):
+        if template is None:
+            ram.append((address, pages(length, huge_bits=huge_bits, shared=shared)))
+        else:
+            ram.append((address, _copied(template, length, offset)))
+            offset += length
+    return GuestMemory([*ram, *((address, pages(length)) for address, length in others)], is_copy=template is not None)
+
+
+def _copied(template: int, length: int, offset: int) -> mmap.mmap:
+    try:
+        found = mmap.mmap(template, length, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, offset=offset)
+    except (OSError, ValueError) as error:
+        raise ResourceExhausted(f"the domain's template can't be mapped: {error}") from error
+    found.madvise(mmap.MADV_DONTDUMP)
+    return found
 
 
 def pages(length: int, *, huge_bits: int | None = None, shared: bool = False) -> mmap.mmap:

@@ -26,7 +26,7 @@ def write(writer: Writer, region: Region) -> Iterator[int]:
         chunk = bytes(region.data[at : at + _CHUNK])
         if chunk != (_ZEROS if len(chunk) == _CHUNK else bytes(len(chunk))):
             for offset, run in _runs(chunk):
-                writer.section(PAGES, _ADDRESS.pack(region.start + at + offset), run)
+                put(writer, region.start + at + offset, run)
         yield len(chunk)
 
 
@@ -35,7 +35,7 @@ def write_again(writer: Writer, region: Region, pages: int) -> Iterator[int]:
     for first, end in stretches(pages):
         for at in range(first << PAGE_SHIFT, end << PAGE_SHIFT, _CHUNK):
             chunk = bytes(region.data[at : min(at + _CHUNK, end << PAGE_SHIFT)])
-            writer.section(PAGES, _ADDRESS.pack(region.start + at), chunk)
+            put(writer, region.start + at, chunk)
             yield len(chunk)
 
 
@@ -74,11 +74,26 @@ def _runs(chunk: bytes) -> Iterator[tuple[int, bytes]]:
 
 def read(reader: Reader, memory: GuestMemory) -> None:
     """Take a section of pages, straight into ``memory``. Raises InvalidRequest."""
+    take_pages(reader, take_address(reader), memory)
+
+
+def take_address(reader: Reader) -> int:
+    """Where the pages of this section belong; they are what is left of it. Raises InvalidRequest."""
     if reader.remaining <= _ADDRESS.size or (reader.remaining - _ADDRESS.size) % PAGE_SIZE:
         raise damaged("pages that are not whole")
-    (address,) = _ADDRESS.unpack(reader.take(_ADDRESS.size))
+    address: int = _ADDRESS.unpack(reader.take(_ADDRESS.size))[0]
+    return address
+
+
+def take_pages(reader: Reader, address: int, memory: GuestMemory) -> None:
+    """Take them into ``memory``. Raises InvalidRequest."""
     try:
         view = memory.view(address, reader.remaining)
     except BadAddress:
         raise damaged(f"pages at {address:#x}, where the domain has no memory") from None
     reader.take_into(view)
+
+
+def put(writer: Writer, address: int, pages: bytes) -> None:
+    """Write a section of pages."""
+    writer.section(PAGES, _ADDRESS.pack(address), pages)

@@ -147,9 +147,9 @@ class _Hostile(HostileGuest):
 
     def look(self) -> None:
         self._before = {region.start: bytearray(region.data) for region in self.memory.regions}
-        self.memory.write = self._write  # nothing but the guest itself writes in this way here
+        self.memory.write = self._write  # type: ignore[method-assign]  # nothing but the guest writes so here
 
-    def _write(self, gpa: int, data: bytes) -> None:
+    def _write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         region = self.memory.find(gpa, len(data))
         at = gpa - region.start
         region.data[at : at + len(data)] = data
