@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyxen.hypervisor import machine_code
 from pyxen.hypervisor.builder.cpuid import tsc_scale
@@ -42,20 +42,45 @@ def _host_trusts_tsc() -> bool:
         return False
 
 
-class GuestClock:
-    """``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴; system time is ``since_ns`` to begin with,
+class Scale(NamedTuple):
+    """What KVM makes of the host's TSC for guests whose own runs at another frequency."""
 
-    when the host's TSC is ``start``, by default now.
+    ratio: int
+    bits: int
+    """Of ``ratio``, after the binary point."""
+
+    def of(self, tsc: int) -> int:
+        """Modulo 2⁶⁴."""
+        return (tsc * self.ratio >> self.bits) & _U64
+
+
+UNSCALED: Final = Scale(1, 0)
+
+
+class GuestClock:
+    """``offsets`` are, for each VCPU, its TSC less the host's, modulo 2⁶⁴, or less what ``scale`` makes of that.
+
+    System time is ``since_ns`` to begin with, when the host's TSC is ``start``, by default now. ``tsc_khz`` is the
+    guest's.
     """
 
-    def __init__(self, tsc_khz: int, offsets: list[int], *, since_ns: int = 0, start: int | None = None) -> None:
+    def __init__(
+        self,
+        tsc_khz: int,
+        offsets: list[int],
+        *,
+        since_ns: int = 0,
+        start: int | None = None,
+        scale: Scale = UNSCALED,
+    ) -> None:
         self.offsets = offsets
         self.tsc_khz = tsc_khz
+        self._scale = None if scale == UNSCALED else scale
         self._since_ns = since_ns
         self._rdtsc = _rdtsc()
         self._shift, self._mul = tsc_scale(tsc_khz)
         self._flags = _TSC_STABLE if len(set(offsets)) == 1 and _host_trusts_tsc() else 0
-        self._start = self._rdtsc() if start is None else start
+        self._start = self._scaled(self._rdtsc() if start is None else start)
 
     def now_ns(self) -> int:
         """System time."""
@@ -64,9 +89,16 @@ class GuestClock:
     def at(self, host_tsc: int) -> int:
         """System time when the host's TSC is this."""
         # Another CPU's counter may be a little behind the one that the start was read from.
-        ticks = max(0, host_tsc - self._start)
+        ticks = max(0, (host_tsc if self._scale is None else self._scale.of(host_tsc)) - self._start)
         ticks = ticks << self._shift if self._shift >= 0 else ticks >> -self._shift
         return self._since_ns + (ticks * self._mul >> 32)
+
+    def tsc(self, vcpu: int, host_tsc: int) -> int:
+        """The VCPU's TSC when the host's is this."""
+        return (self._scaled(host_tsc) + self.offsets[vcpu]) & _U64
+
+    def _scaled(self, host_tsc: int) -> int:
+        return host_tsc if self._scale is None else self._scale.of(host_tsc)
 
     def wallclock_ns(self) -> int:
         """The time of day at which system time was 0."""

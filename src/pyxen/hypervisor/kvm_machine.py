@@ -13,7 +13,8 @@ from typing import Final, NamedTuple, Protocol
 from pyxen.abi.hvm import PARAM_TRIPLE_FAULT_REASON
 from pyxen.abi.sched import SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT
 from pyxen.abi.vcpu import VcpuContext
-from pyxen.errors import PyxenError, Unsupported
+from pyxen.errors import PyxenError
+from pyxen.hypervisor import tsc
 from pyxen.hypervisor.builder import cpuid, entry, layout
 from pyxen.hypervisor.builder.build import Built, pages
 from pyxen.hypervisor.clock import GuestClock, host_tsc
@@ -31,7 +32,6 @@ from pyxen.hypervisor.state import cpu
 from pyxen.hypervisor.state.words import Cpu
 from pyxen.hypervisor.throttle import Throttle
 
-_MSR_TSC: Final = 0x10
 _MSR_KERNEL_GS_BASE: Final = 0xC0000102
 _MOST_FRAMES: Final = 8192
 """Pages outside of RAM that one guest may have."""
@@ -112,9 +112,11 @@ class KvmMachine:
         self._domid = domid
         self._supported = self._kvm.supported_cpuid()
         self._msrs = cpu.wanted_msrs(self._kvm.msr_indices())
+        scales = self._kvm.check(Capability.TSC_CONTROL)
+        self._tsc_bits = tsc.fraction_bits(self._supported) if scales else None
         self._xsave = self._kvm.check(Capability.XSAVE2)
         self._cpuid = self._show_cpuid(kvm_vcpus)
-        self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), _tsc_offsets(kvm_vcpus))
+        self._clock = GuestClock(kvm_vcpus[0].tsc_khz(), tsc.offsets(kvm_vcpus))
         self._processors = [Processor(index, kvm, self.memory, self) for index, kvm in enumerate(kvm_vcpus)]
         self._throttle = Throttle(self._processors)
         self._owed: set[int] = set()
@@ -160,7 +162,7 @@ class KvmMachine:
                     cpuid=self._cpuid[processor.index],
                     msrs=self._msrs,
                     xsave=self._xsave,
-                    tsc=(host + self._clock.offsets[processor.index]) % (1 << 64),
+                    tsc=self._clock.tsc(processor.index, host),
                     returns=0 if processor.index == suspended_by else None,
                 )
             )
@@ -171,18 +173,12 @@ class KvmMachine:
 
         Raises Unsupported where this host's processor is not enough, InvalidRequest and EngineError.
         """
-        khz = self._clock.tsc_khz
-        if not cpu.same_frequency(moment.tsc_khz, khz):
-            raise Unsupported(
-                f"the guest's time stamp counter ran at {moment.tsc_khz} kHz, this host's runs at {khz}",
-                hint="Restore it on a host whose processor has the same frequency.",
-            )
         for state in cpus:
             cpu.check_features(state, self._supported)
         # TSCs first, as timers of LAPICs are set by them; all at the same moment, so that they keep their distances.
         host = host_tsc()
-        for processor, state in zip(self._processors, cpus, strict=True):
-            processor.kvm.set_tsc(state.tsc, host)
+        kvm_vcpus = [processor.kvm for processor in self._processors]
+        khz, scale = tsc.go_on(kvm_vcpus, [state.tsc for state in cpus], host, moment.tsc_khz, self._tsc_bits)
         for processor, state in zip(self._processors, cpus, strict=True):
             xen_leaves = cpuid.xen_leaves(processor.index, self._domid, khz)
             kept = [leaf for leaf in cpu.entries(state) if leaf.function >> 28 != _XENS_LEAVES]
@@ -192,8 +188,8 @@ class KvmMachine:
             processor.up = state.up
             if state.held:
                 processor.hold(Hold.DOWN)
-        offsets = _tsc_offsets([processor.kvm for processor in self._processors])
-        self._clock = GuestClock(khz, offsets, since_ns=moment.system_time, start=host)
+        offsets = tsc.offsets(kvm_vcpus)
+        self._clock = GuestClock(khz, offsets, since_ns=moment.system_time, start=host, scale=scale)
 
     def attach(self, domain: XenSide) -> None:
         """``domain`` serves the guest's hypercalls from now on. Before ``start``; later, what passes calls on to it."""
@@ -222,6 +218,15 @@ class KvmMachine:
     def unpause(self) -> None:
         for processor in self._processors:
             processor.release(Hold.PAUSED)
+
+    @property
+    def tsc_khz(self) -> int:
+        """How fast the guest's TSC runs."""
+        return self._clock.tsc_khz
+
+    def check_tsc(self, khz: int) -> None:
+        """Raises Unsupported where a guest whose TSC ran at ``khz`` can't go on."""
+        tsc.check(khz, self._clock.tsc_khz, self._tsc_bits)
 
     def log_writes(self, region: Region, on: bool) -> None:
         """Begin to note which pages of ``region`` the guest writes, or stop."""
@@ -416,20 +421,6 @@ class KvmMachine:
 
     def _expired(self, vcpu: int) -> Callable[[], None]:
         return lambda: self._xen.timer_expired(vcpu)
-
-
-def _tsc_offsets(vcpus: list[KvmVcpu]) -> list[int]:
-    """For each VCPU its TSC less the host's, in ticks.
-
-    KVM is asked for the very numbers; where it is too old for that, they are read within a microsecond or so, and
-    VCPUs with one common TSC would be told that theirs differ: so the first one's stands for all.
-    """
-    exact = [vcpu.tsc_offset() for vcpu in vcpus]
-    if None not in exact:
-        return [offset for offset in exact if offset is not None]
-    before = host_tsc()
-    guest = vcpus[0].get_msr(_MSR_TSC)
-    return [(guest - (before + host_tsc()) // 2) % (1 << 64)] * len(vcpus)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

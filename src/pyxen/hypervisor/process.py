@@ -130,7 +130,7 @@ class DomainProcess:
     def _load(self, state: int) -> None:
         """Make the guest what ``state`` holds. In the jail, as nobody knows who has written it."""
         try:
-            xen, cpus = load.read(state, self.domain)
+            xen, cpus = load.read(state, self.domain, self.machine.check_tsc)
             load.apply(xen, self.domain)
             self.machine.load(Moment(xen.system_time, xen.tsc_khz), cpus)
         finally:

@@ -189,8 +189,12 @@ class KvmVcpu:
     def tsc_khz(self) -> int:
         return call(self._fd, Call.GET_TSC_KHZ)
 
+    def set_tsc_khz(self, khz: int) -> None:
+        """Have the guest's TSC run at ``khz``. Raises EngineError where the processor can't."""
+        call(self._fd, Call.SET_TSC_KHZ, khz)
+
     def tsc_offset(self) -> int | None:
-        """The guest's TSC less the host's, modulo 2⁶⁴; None where KVM is too old to tell."""
+        """The guest's TSC less the host's (scaled), modulo 2⁶⁴; None where KVM is too old to tell."""
         value = ctypes.c_uint64()
         row = uapi.DEVICE_ATTR.pack(0, *uapi.VCPU_TSC_OFFSET, ctypes.addressof(value))
         try:
@@ -200,7 +204,7 @@ class KvmVcpu:
         return value.value
 
     def set_tsc(self, value: int, host: int) -> None:
-        """Have the guest's TSC be ``value`` when the host's is ``host``."""
+        """Have the guest's TSC be ``value`` when the host's (scaled) is ``host``."""
         offset = ctypes.c_uint64(value - host)
         row = uapi.DEVICE_ATTR.pack(0, *uapi.VCPU_TSC_OFFSET, ctypes.addressof(offset))
         try:

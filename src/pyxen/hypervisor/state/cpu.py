@@ -120,11 +120,6 @@ def entries(cpu: Cpu) -> list[CpuidEntry]:
     return [CpuidEntry(*row) for row in cpu.cpuid]
 
 
-def same_frequency(khz: int, other: int) -> bool:
-    """As far as KVM itself tells frequencies apart: 250 in a million."""
-    return abs(khz - other) * 1_000_000 <= other * 250
-
-
 def _sized(data: bytes, call: Call) -> bytes:
     if len(data) != call.size:
         raise damaged(f"{call.name} takes {call.size} bytes, not {len(data)}")

@@ -13,21 +13,25 @@ from pyxen.hypervisor.state.sections import CPU, DONE, FRAMES, HEAD, PAGES, XEN,
 from pyxen.hypervisor.state.words import Cpu, Frames, Head, Xen, unpack
 
 
-def read(fd: int, domain: Domain) -> tuple[Xen, list[Cpu]]:
+def read(fd: int, domain: Domain, check_tsc: Callable[[int], None]) -> tuple[Xen, list[Cpu]]:
     """Read from ``fd``; memory goes to where it belongs. Raises InvalidRequest: then the domain must not run.
 
-    What it gives is for ``apply`` and for the machine.
+    What it gives is for ``apply`` and for the machine. ``check_tsc`` is given the counters' frequency before anything
+    else is read: it raises where they can't go on.
     """
     try:
-        return _read(Reader(fd), domain)
+        return _read(Reader(fd), domain, check_tsc)
     except OSError as error:
         raise InvalidRequest(f"the state can't be read: {error.strerror}") from error
 
 
-def _read(reader: Reader, domain: Domain) -> tuple[Xen, list[Cpu]]:
+def _read(reader: Reader, domain: Domain, check_tsc: Callable[[int], None]) -> tuple[Xen, list[Cpu]]:
     if reader.section() != HEAD:
         raise damaged("it has no head")
-    _check(unpack(reader.contents(), Head), domain)
+    head = unpack(reader.contents(), Head)
+    _check(head, domain)
+    if head.tsc_khz:
+        check_tsc(head.tsc_khz)
     xen: Xen | None = None
     cpus: dict[int, Cpu] = {}
     while (kind := reader.section()) != DONE:

@@ -27,10 +27,10 @@ def describe(domain: Domain, system_time: int, tsc_khz: int) -> Xen:
     )
 
 
-def head(writer: Writer, vcpus: int, regions: Sequence[Region]) -> None:
+def head(writer: Writer, vcpus: int, regions: Sequence[Region], tsc_khz: int) -> None:
     """What comes first; ``regions`` are what a domain has from its start. Raises OSError and Conflict, as do all."""
     rows = [(region.start, region.end - region.start) for region in regions]
-    writer.section(HEAD, pack(Head(vcpus=vcpus, regions=rows)))
+    writer.section(HEAD, pack(Head(vcpus=vcpus, regions=rows, tsc_khz=tsc_khz)))
 
 
 def frames(writer: Writer, added: Sequence[Region]) -> None:

@@ -31,6 +31,9 @@ _SHORTEST_S: Final = 0.001
 class Logged(Protocol):
     """What is asked of the machine while its guest runs. ``log_writes`` and ``written`` with domain.lock held."""
 
+    @property
+    def tsc_khz(self) -> int: ...
+
     def log_writes(self, region: Region, on: bool) -> None: ...
 
     def written(self, region: Region) -> int:
@@ -82,7 +85,7 @@ class Sending:
     def rounds(self) -> None:
         """Send memory until what is left can be sent in ``downtime_ms``, or for ever."""
         self._writer = Writer(self._fd, self._stop)
-        save.head(self._writer, len(self._domain.vcpus), self._own)
+        save.head(self._writer, len(self._domain.vcpus), self._own, self._machine.tsc_khz)
         self._log(True)
         self._round(piece for region in self._ram for piece in ram.write(self._writer, region))
         slow = 0
@@ -107,7 +110,7 @@ class Sending:
         added = self._domain.memory.regions[len(self._own) :]
         if not self._logging:
             self._writer = Writer(self._fd, self._stop)
-            save.head(self._writer, len(cpus), self._own)
+            save.head(self._writer, len(cpus), self._own, self._machine.tsc_khz)
         save.frames(self._writer, added)
         if self._logging:
             with self._domain.lock:

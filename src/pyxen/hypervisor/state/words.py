@@ -24,6 +24,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     regions: list[tuple[Word, Word]]
     """(address, bytes) of the pieces of memory that a domain has from its start."""
+    tsc_khz: Word = 0
+    """How fast its time stamp counters run; 0: not told so early."""
 
 
 class Frames(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,9 @@ As soon as the other side may have it, it begins with GIVEN.
 """
 _PIPE_BYTES = 1 << 20
 _THAW_S = 20.0
+_START_S = 180
+_UNDER_WAY_BYTES = 32 << 20
+"""More than all the buffers on the way hold: when so much has gone, the other side's monitor has begun to read."""
 _ASK_AGAIN_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 Tell = Callable[[api.Progress], None]
 
@@ -390,10 +393,15 @@ async def _pump(out: int, link: Link) -> int:
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out, "rb", buffering=0)
     )
     size = 0
+    # It takes nothing before its monitor has started, which has no bound: memory must be found, disks opened.
+    link.bear_silence(_START_S)
     try:
         while data := await reader.read(wire.LONGEST):
             await link.send_data(data)
             size += len(data)
+            if size - len(data) <= _UNDER_WAY_BYTES < size:
+                link.bear_silence()
     finally:
+        link.bear_silence()
         transport.close()
     return size

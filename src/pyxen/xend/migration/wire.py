@@ -25,7 +25,7 @@ LONGEST = 1 << 20
 """Bytes of a frame's body at most."""
 ANSWER_S = 60.0
 _CONNECT_S = 10.0
-_DEAD_AFTER_S = 20
+DEAD_AFTER_S = 20
 _FRAME = struct.Struct(">cI")
 _MESSAGE, _DATA = b"m", b"d"
 
@@ -128,6 +128,7 @@ class Link:
         self._decoder = msgspec.json.Decoder(Message)
         if (connection := writer.get_extra_info("socket")) is not None:
             _notice_death(connection)
+        self.bear_silence()
 
     @property
     def peer(self) -> str:
@@ -171,6 +172,12 @@ class Link:
         if not isinstance(found, kind):
             raise Broken(f"the other side said something else than {kind.__name__}")
         return found
+
+    def bear_silence(self, seconds: int = DEAD_AFTER_S) -> None:
+        """Take the other side for dead when it has taken nothing of what is sent for so long."""
+        if (connection := self._writer.get_extra_info("socket")) is not None:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
     def cut(self) -> None:
         """Close it at once, whatever is still to be sent."""
@@ -246,4 +253,3 @@ def _notice_death(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER_S * 1000)

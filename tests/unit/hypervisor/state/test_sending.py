@@ -29,6 +29,8 @@ _PAGES = 512
 class Writing:
     """A machine whose guest writes: ``each`` is called whenever somebody asks what it has written."""
 
+    tsc_khz = 2_000_000
+
     def __init__(self, memory: GuestMemory, each: Callable[[Writing], None] = lambda machine: None) -> None:
         self.memory = memory
         self.logging = 0
@@ -76,7 +78,7 @@ def _received(run: Callable[[int], None], domain: Domain) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        load.read(out, domain)
+        load.read(out, domain, lambda khz: None)
     finally:
         os.close(out)
         thread.join()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyxen.abi import hvm
-from pyxen.errors import InvalidRequest, PyxenError
+from pyxen.errors import InvalidRequest, PyxenError, Unsupported
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.memory import GuestMemory, Region
 from pyxen.hypervisor.state import load, save, sections
@@ -90,6 +90,8 @@ def _save(fd: int, domain: Domain, cpus: int = 2) -> None:
 class NotLogged:
     """A machine whose guest stands still."""
 
+    tsc_khz = 2_000_000
+
     def log_writes(self, region: Region, on: bool) -> None:
         raise AssertionError
 
@@ -103,7 +105,7 @@ class NotLogged:
 def _load(data: bytes, domain: Domain) -> tuple[object, list[Cpu]]:
     out = _flow(lambda fd: os.writev(fd, [data]) if len(data) < 65536 else _write_all(fd, data))
     try:
-        xen, cpus = load.read(out, domain)
+        xen, cpus = load.read(out, domain, lambda khz: None)
         load.apply(xen, domain)
         return xen, cpus
     finally:
@@ -143,6 +145,18 @@ def test_another_size_is_refused() -> None:
         _load(_STATE, _domain(vcpus=1))
     with pytest.raises(InvalidRequest, match="2048 KiB of memory, the domain has 1024"):
         _load(_STATE, _domain(size=1 << 20))
+
+
+def test_another_frequency_is_looked_at_before_memory_comes() -> None:
+    def refuse(khz: int) -> None:
+        raise Unsupported(f"{khz} kHz")
+
+    out = _flow(lambda fd: os.write(fd, _STATE[: _STATE.index(sections.FRAMES)]))
+    try:
+        with pytest.raises(Unsupported, match="2000000 kHz"):
+            load.read(out, _domain(), refuse)
+    finally:
+        os.close(out)
 
 
 def test_a_newer_format_is_refused_by_name() -> None:
