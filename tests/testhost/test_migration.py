@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.guest.host import CACHE
 from tests.testhost import run
 from tests.testhost.test_guest_suite import image_files
 
 
-def test_domains_of_the_xen_engine_migrate_as_others_do() -> None:
+_LIMIT_S = 1800
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+@pytest.mark.parametrize("which", ["to_and_fro", "called_off", "killed_xend"])
+def test_domains_of_the_xen_engine_migrate_as_others_do(which: str) -> None:
     """There and back, with a disk; called off; and with a xend that dies when it is not certain who has the domain."""
-    words = ["-v", "-x", "-s", "-p", "no:cacheprovider", "tests/guest/test_migration.py"]
+    words = [
+        "-v",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={_LIMIT_S}",
+        "tests/guest/test_migration.py",
+        "-k",
+        which,
+    ]
     done = run(
         ["python", "-m", "pytest", *words],
         files=image_files(),
@@ -22,5 +38,6 @@ def test_domains_of_the_xen_engine_migrate_as_others_do() -> None:
             "PYXEN_FAULTS": os.environ.get("PYXEN_FAULTS", "given"),
         },
         live=True,
+        timeout_s=_LIMIT_S,
     )
     assert done.status == 0, f"{done.output}\n{done.console}"
