@@ -10,7 +10,6 @@ from tests.guest.host import CACHE
 from tests.testhost import run
 from tests.testhost.test_guest_suite import image_files
 
-
 _LIMIT_S = 1800
 
 
