@@ -99,6 +99,11 @@ def tap_name(spec: DomainSpec, number: int, vif: Vif) -> str:
     return vif.vifname or f"vif{spec.domid}.{number}"
 
 
+def joins_at_once(spec: DomainSpec, vif: Vif) -> bool:
+    """Whether it is on its bridge from the start: one of a clone is when the guest knows its new address."""
+    return spec.waking is None or vif.mac not in spec.waking.macs.values()
+
+
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """The guest has stopped; its process may still be there (for preserve and core dumps) until ``destroy``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyxen.config.model import DomainConfig, Vif, vif_numbers
-from pyxen.engine.contract import DomainSpec, StartedInfo, tap_name
+from pyxen.engine.contract import DomainSpec, StartedInfo, joins_at_once, tap_name
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe
 from pyxen.engine.tap import check_bridging, open_tap
@@ -43,7 +43,7 @@ def open_networks(spec: DomainSpec, directory: Path, descriptors: Descriptors, i
 
 def _open(spec: DomainSpec, directory: Path, number: int, vif: Vif, info: StartedInfo) -> int:
     if vif.bridge:
-        return open_tap(tap_name(spec, number, vif), vif.bridge)
+        return open_tap(tap_name(spec, number, vif), vif.bridge, joined=joins_at_once(spec, vif))
     check_ports(vif.forward)
     info.forwards += map(describe, vif.forward)
     return open_usernet(directory, vif.forward, spec.uid)

@@ -346,7 +346,7 @@ async def _fill(template: Template, spec: DomainSpec, directory: Path, state: in
     if filling.returncode:
         why = said.decode(errors="replace").strip() or f"status {filling.returncode}"
         raise EngineError(f"no template can be made of the state of '{spec.config.name}': {why}")
-    template.seal()
+    await asyncio.to_thread(template.seal)
 
 
 def _launch(

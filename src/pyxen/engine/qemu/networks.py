@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyxen.config.model import DomainConfig, DomainType, Vif, vif_numbers
-from pyxen.engine.contract import DomainSpec, StartedInfo, tap_name
+from pyxen.engine.contract import DomainSpec, StartedInfo, joins_at_once, tap_name
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe, slirp_words
 from pyxen.engine.tap import check_bridging, limit_rate, open_tap
@@ -54,8 +54,7 @@ def open_network(spec: DomainSpec, number: int, vif: Vif, descriptors: Descripto
         info.forwards += map(describe, vif.forward)
         return ",".join([f"user,id=vif{number}", *slirp_words(vif.forward)])
     name = tap_name(spec, number, vif)
-    waits = spec.waking is not None and vif.mac in spec.waking.macs.values()
-    fd = descriptors.take(open_tap(name, vif.bridge, joined=not waits))
+    fd = descriptors.take(open_tap(name, vif.bridge, joined=joins_at_once(spec, vif)))
     if vif.rate and (problem := limit_rate(name, vif.rate)):
         info.warnings.append(f"vif {number}: rate is not kept: {problem}")
     return f"tap,id=vif{number},fd={fd}"
