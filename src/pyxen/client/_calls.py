@@ -169,7 +169,7 @@ def destroy(ref: str) -> Call[api.Domain]:
 
 
 def set_vcpus(ref: str, count: int) -> Call[api.Domain]:
-    return _post(ref, "set-vcpus", api.SetVcpusRequest(count=count))
+    return _slow(ref, "set-vcpus", api.SetVcpusRequest(count=count))
 
 
 def set_memory(ref: str, memory_mib: int) -> Call[api.Domain]:

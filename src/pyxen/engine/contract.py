@@ -220,7 +220,15 @@ class RunningDomain(Protocol):
         ...
 
     async def set_vcpus(self, count: int) -> None:
-        """Ask the guest to use VCPUs 0 to ``count`` - 1, of ``spec.most_vcpus``. Does not wait for it."""
+        """Ask the guest to use VCPUs 0 to ``count`` - 1, of ``spec.most_vcpus``. Does not wait for it.
+
+        Raises Unsupported for fewer than there are, with ``vcpus_stay``.
+        """
+        ...
+
+    @property
+    def vcpus_stay(self) -> bool:
+        """A VCPU that has come can't be taken away again: all a guest can do is not to use it."""
         ...
 
     async def set_memory(self, mib: int) -> None:

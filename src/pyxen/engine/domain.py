@@ -311,6 +311,10 @@ class ProcessDomain(ABC):
         return {number: cpus for number, cpus in found.items() if cpus is not None}
 
     @property
+    def vcpus_stay(self) -> bool:
+        return False
+
+    @property
     def one_thread(self) -> bool:
         return self.alive and ONE_THREAD in vcpu_threads(self._pid)
 

@@ -27,12 +27,13 @@ from pyxen.xend.log import Ring
 from pyxen.xend.migration import Migration
 from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0
-from pyxen.xend.registry import Live, halted_vcpus, now
+from pyxen.xend.registry import Live, now
 from pyxen.xend.sandboxes import Sandboxes
 from pyxen.xend.saving import Saving
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Phase, Record
+from pyxen.xend.vcpus import Vcpus
 from pyxen.xend.waking import Wakers
 from pyxen.xend.xenstore import Xenstore
 from pyxen.xend.xenstore_map import Place
@@ -59,6 +60,7 @@ class Domains:
         for uuid, live in life.registry.live.items():
             if live.spec.waking is not None and live.process.stopped is None:  # an earlier xend's clones
                 life.restored(life.registry.records[uuid])
+        self._vcpus = Vcpus(life, self.agent, self.scheduling)
         self.migration = migration
         self.xenstore = Xenstore(self._places, life.events.subscribe)
 
@@ -75,13 +77,7 @@ class Domains:
         return self._registry.view(self._registry.find(ref))
 
     def vcpus(self, ref: str) -> api.VcpuList:
-        if ref in DOMAIN_0:
-            return api.VcpuList(domid=0, name="Domain-0", vcpus=host.dom0_vcpus())
-        record = self._registry.find(ref)
-        live = self._registry.live.get(record.uuid)
-        vcpus = live.process.statistics().vcpus if live else halted_vcpus(record)
-        vcpus = self.scheduling.with_affinities(record, vcpus)
-        return api.VcpuList(domid=record.domid, name=record.name, vcpus=vcpus)
+        return self._vcpus.listed(ref)
 
     async def built(self, ref: str) -> None:
         if ref in DOMAIN_0 or (record := self._registry.find(ref)).phase is not Phase.BUILDING:
@@ -243,21 +239,7 @@ class Domains:
             self._life.tell("domain-deleted", record)
 
     async def set_vcpus(self, ref: str, count: int) -> api.Domain:
-        record = self._records.changeable(ref, "change")
-        async with self._registry.lock(record.uuid):
-            live, config = self._records.present(record), record.config
-            most = live.spec.most_vcpus if live else max(count, config.maxvcpus or 0)
-            if count > most:
-                raise InvalidRequest(
-                    f"Domain '{record.name}' can have at most {most} VCPUs while it runs, not {count}",
-                    hint="maxvcpus in its description says how many it is started for.",
-                )
-            maxvcpus = None if config.maxvcpus is None and most == count else most
-            await self._records.reconfigure(
-                record, lambda process: process.set_vcpus(count), vcpus=count, maxvcpus=maxvcpus
-            )
-            self._life.tell("domain-vcpus-set", record, count=count)
-        return self._registry.view(record)
+        return await self._vcpus.set(ref, count)
 
     async def set_memory(self, ref: str, mib: int) -> api.Domain:
         record = self._records.changeable(ref, "change")

@@ -110,7 +110,7 @@ class Registry:
 
     def _add_live(self, domain: api.Domain, record: Record, live: Live) -> None:
         statistics = live.process.statistics()
-        domain.vcpus = sum(vcpu.online for vcpu in statistics.vcpus)
+        domain.vcpus = sum(vcpu.online for vcpu in used_vcpus(record, live.process, statistics))
         # Until its balloon has said otherwise, the guest has all that it may have.
         domain.memory_mib = statistics.memory_mib or live.spec.most_memory_mib
         domain.cpu_time_s = statistics.cpu_time_s
@@ -136,6 +136,17 @@ def _running_state(record: Record, live: Live, statistics: Statistics) -> tuple[
     if live.process.paused:
         return PowerState.PAUSED, "--p---"
     return PowerState.RUNNING, "-b----" if statistics.blocked else "r-----"
+
+
+def used_vcpus(record: Record, process: RunningDomain, statistics: Statistics | None = None) -> list[api.Vcpu]:
+    """A running domain's VCPUs: online are those that its guest uses, though the monitor may have more."""
+    vcpus = (statistics or process.statistics()).vcpus
+    if not process.vcpus_stay:
+        return vcpus
+    return [
+        vcpu if vcpu.number < record.config.vcpus else msgspec.structs.replace(vcpu, online=False, state="--p")
+        for vcpu in vcpus
+    ]
 
 
 def halted_vcpus(record: Record) -> list[api.Vcpu]:

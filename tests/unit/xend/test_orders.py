@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pyxen.agent_api import ExecRequest
 from pyxen.api import CreateRequest, DumpRequest, Trigger
 from pyxen.config.model import Action
-from pyxen.errors import Conflict, InvalidRequest, NotFound, Unsupported
+from pyxen.engine.fake import FakeDomain
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, Unsupported
 from tests.unit.xend.conftest import Xend, describe
 from tests.unit.xend.test_life import create, gone, running_as, until
 
@@ -31,6 +33,55 @@ async def test_vcpus_are_those_that_the_guest_uses(boot: Boot) -> None:
     xend = await boot()
     assert (xend.domains.get("web").vcpus, xend.domains.get("web").maxvcpus) == (3, 4)
     assert "domain-adopted" in xend.kinds() or xend.domains.get("web").domid == 1
+
+
+class _Guest:
+    """Stands for the agent: takes the orders to use so many VCPUs."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.orders: list[str] = []
+        self.wait_status = status << 8
+        self._said = [(2, b"sh: write error: Device or resource busy\n")] if status else []
+
+    async def begin(self, _ref: str, request: ExecRequest) -> _Guest:
+        self.orders.append(request.argv[-1])
+        return self
+
+    async def output(self) -> tuple[int, bytes] | None:
+        return self._said.pop() if self._said else None
+
+
+async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDomain, "vcpus_stay", True)
+    xend = await boot()
+    await create(xend, vcpus=1, maxvcpus=4)
+    guest = _Guest()
+    monkeypatch.setattr(xend.domains.agent, "begin", guest.begin)
+
+    async def there(count: int) -> None:
+        await until(lambda: sum(vcpu.online for vcpu in xend.process("web").statistics().vcpus) == count)
+
+    await xend.domains.set_vcpus("web", 3)
+    await there(3)
+    assert guest.orders == [], "the guest takes up what comes by itself"
+    await xend.domains.set_vcpus("web", 1)
+    await there(3)
+    assert guest.orders == ["1"]
+    assert xend.domains.get("web").vcpus == 1
+    assert [vcpu.online for vcpu in xend.domains.vcpus("web").vcpus] == [True, False, False, False]
+    await xend.domains.set_vcpus("web", 4)
+    await there(4)
+    assert guest.orders == ["1", "4"]
+    assert xend.domains.get("web").vcpus == 4
+    failing = _Guest(status=1)
+    monkeypatch.setattr(xend.domains.agent, "begin", failing.begin)
+    with pytest.raises(EngineError, match="can't change its VCPUs: sh: write error: Device or resource busy"):
+        await xend.domains.set_vcpus("web", 2)
+    assert xend.domains.get("web").vcpus == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(FakeDomain, "vcpus_stay", True)
+    with pytest.raises(Unsupported, match="can't be asked to leave it alone: no way leads to an agent"):
+        await xend.domains.set_vcpus("web", 2)
 
 
 async def test_a_restart_keeps_what_was_set(boot: Boot) -> None:

@@ -24,6 +24,7 @@ from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
 
 _LOOK_S = 5.0
 _MOVE_LOOK_S = 0.2
+_PLUG_S = 5.0
 _NO_LIMIT = 1 << 50
 _HVC_SYSRQ = b"\x0f"  # Ctrl-O, Linux' drivers/tty/hvc/hvc_console.c
 _NO_SUCH_TRIGGER = {
@@ -135,9 +136,7 @@ class QemuDomain(ProcessDomain):
 
     async def set_vcpus(self, count: int) -> None:
         surplus = sorted((number for number in self._plugged if number >= count), reverse=True)
-        if surplus and self.info.accelerator == "tcg":
-            # The guest lets go, QEMU frees the VCPU, and TCG goes on using it: the next change of anything in the
-            # machine corrupts QEMU's memory (7.2), and with one thread for all VCPUs it aborts at once.
+        if surplus and self.vcpus_stay:
             raise Unsupported(
                 f"QEMU can't take a VCPU away from '{self.spec.config.name}' without KVM",
                 hint=f"The guest can: echo 0 > /sys/devices/system/cpu/cpu{surplus[0]}/online",
@@ -146,6 +145,12 @@ class QemuDomain(ProcessDomain):
         await self._plug_missing()
         for number in surplus:
             await self._unplug(number)
+
+    @property
+    def vcpus_stay(self) -> bool:
+        # The guest lets go, QEMU frees the VCPU, and TCG goes on using it: the next change of anything in the machine
+        # corrupts QEMU's memory (7.2), and with one thread for all VCPUs it aborts at once.
+        return self.info.accelerator == "tcg"
 
     async def set_memory(self, mib: int) -> None:
         await self._order("change the memory of", "balloon", {"value": mib << 20})
@@ -309,10 +314,18 @@ class QemuDomain(ProcessDomain):
             await self._plug_missing()
 
     async def _plug_missing(self) -> None:
-        for number in range(self._wanted):
-            if number not in self._plugged:
-                await self._order("plug a VCPU into", "device_add", vcpu_device(number, self.info.accelerator))
-                self._plugged.add(number)
+        missing = [number for number in range(self._wanted) if number not in self._plugged]
+        if not missing:
+            return
+        self._refuse_stopped("plug a VCPU into")
+        try:
+            # A guest that is busy on all VCPUs leaves QEMU itself little time, without KVM.
+            async with self._session(timeout_s=30.0 + _PLUG_S * len(missing)) as monitor:
+                for number in missing:
+                    await monitor.execute("device_add", vcpu_device(number, self.info.accelerator))
+                    self._plugged.add(number)
+        finally:
+            if self.alive:
                 await self.place(self.placement)
 
     async def _unplug(self, number: int) -> None:
@@ -343,10 +356,10 @@ class QemuDomain(ProcessDomain):
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
 
     @contextlib.asynccontextmanager
-    async def _session(self) -> AsyncIterator[Session]:
+    async def _session(self, *, timeout_s: float = 30.0) -> AsyncIterator[Session]:
         """Several commands, with what goes wrong in the domain's name."""
         try:
-            async with session(self.directory) as monitor:
+            async with session(self.directory, timeout_s=timeout_s) as monitor:
                 yield monitor
         except PyxenError as error:
             raise self._named(error) from error

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
 SOCKET = "control.sock"
-_CONNECT_S = 10.0
+_CONNECT_S = 30.0
 
 
 class Session:
