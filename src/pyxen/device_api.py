@@ -44,6 +44,8 @@ DeviceRef = Annotated[str, Meta(min_length=1, max_length=64)]
 class DetachDiskRequest(Struct, forbid_unknown_fields=True):
     vdev: DeviceRef
     """``xvdb``, or its number."""
+    force: bool = False
+    """Take it away whatever the guest does with it. Only domains of the Xen engine can be treated so."""
 
 
 class ChangeDiscRequest(Struct, forbid_unknown_fields=True):
@@ -64,3 +66,5 @@ class AttachVifRequest(Struct, forbid_unknown_fields=True):
 class DetachVifRequest(Struct, forbid_unknown_fields=True):
     vif: DeviceRef
     """Its number, or its MAC."""
+    force: bool = False
+    """As in DetachDiskRequest."""

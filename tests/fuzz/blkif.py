@@ -64,6 +64,8 @@ class MemoryDisk:
         self._inside(offset, length)
         self.data[offset : offset + length] = bytes(length)
 
+    def cancel(self, on: bool) -> None: ...
+
     def close(self) -> None: ...
 
     def _inside(self, offset: int, length: int) -> None:

@@ -12,6 +12,8 @@ import msgspec
 
 from pyxen.config.model import DomainConfig
 from pyxen.hypervisor.control import Later, _answer
+from pyxen.hypervisor.devices import Devices
+from pyxen.hypervisor.hotplug import Hotplug
 from pyxen.hypervisor.orders import Orders
 from pyxen.hypervisor.process import DomainProcess
 from pyxen.hypervisor.spec import DomainSpec
@@ -20,7 +22,22 @@ from pyxen.xenstore.local import Local
 from pyxen.xenstore.store import Store
 from tests.unit.hypervisor.hypercalls.scripted import ScriptedGuest
 
-_WORDS = ("count", "mib", "reason", "x", "", "self", "domain", "poweroff", "\u00e9", "\U0001f600")
+_KEYS = ("count", "mib", "reason", "device", "disk", "vif", "number", "size", "force")
+_WORDS = (
+    *_KEYS,
+    "xvdb",
+    "nic0",
+    "raw",
+    "target",
+    "vdev",
+    "x",
+    "",
+    "self",
+    "domain",
+    "poweroff",
+    "\u00e9",
+    "\U0001f600",
+)
 
 
 class HostileCaller:
@@ -42,6 +59,8 @@ class HostileCaller:
             nothing: Any = _Nothing()
             setattr(process, name, nothing)
         process._orders = Orders(spec, process.domain, process.machine, process.toolstack, process, nothing)
+        process._devices = Devices(process.local, process.domain, lambda callback: None, lambda device: None)
+        process._hotplug = Hotplug(process._devices, process._refuse_change)
         self._commands = process._commands()
 
     def step(self) -> int:
@@ -82,8 +101,7 @@ class HostileCaller:
             message["execute"] = rng.choice(list(self._commands)) if rng.randrange(8) else self._value()
         if rng.randrange(3):
             message["arguments"] = {
-                rng.choice(("count", "mib", "reason", rng.choice(_WORDS))): self._value()
-                for _ in range(rng.randrange(1, 3))
+                rng.choice((*_KEYS, rng.choice(_WORDS))): self._value() for _ in range(rng.randrange(1, 3))
             }
         elif rng.randrange(10) == 0:
             message["arguments"] = self._value()

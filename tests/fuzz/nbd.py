@@ -7,7 +7,6 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pyxen.backend.nbd import NbdDisk
@@ -129,7 +128,7 @@ class HostileServer:
     def _connect(self) -> None:
         disk = object.__new__(NbdDisk)
         transport: Any = _Socket(self.rng)
-        disk._path, disk._lock, disk._cookie = Path("/server"), threading.Lock(), 0
+        disk._name, disk._lock, disk._cookie, disk._held = "xvda", threading.Lock(), 0, False
         disk.size, disk.sector_size, disk._flags, disk._socket = 0, 512, 0, transport
         try:
             disk._negotiate(b"")

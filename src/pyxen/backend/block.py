@@ -87,6 +87,10 @@ class Vbd:
             raise
         return self.geometry()
 
+    @property
+    def disk(self) -> Disk:
+        return self._disk
+
     def geometry(self) -> dict[str, str | int]:
         """What the front end shows as the disk. ``Device.update`` takes it, after the disk has grown."""
         info = (VDisk.CDROM | VDisk.REMOVABLE if self._cdrom else 0) | (VDisk.READONLY if self._disk.read_only else 0)
@@ -98,12 +102,14 @@ class Vbd:
         }
 
     def disconnect(self) -> None:
+        self._disk.cancel(True)
         for each in self._queues:
             each.worker.stop()
             each.queue.close()
             for ref in each.refs:
                 self._guest.grants.unmap(ref)
         self._queues.clear()
+        self._disk.cancel(False)
 
     def settle(self) -> None:
         for each in list(self._queues):

@@ -28,9 +28,13 @@ class Console:
         self._lock = threading.Lock()
 
     @property
+    def room(self) -> int:
+        """How many bytes may be typed now, so that what waits for the guest to read is not too much."""
+        return max(0, _TYPED_MAX - len(self._typed))
+
+    @property
     def full(self) -> bool:
-        """So much waits for the guest to read that no more should be typed."""
-        return len(self._typed) >= _TYPED_MAX
+        return not self.room
 
     def on_event(self) -> None:
         """The guest has printed something, or read something. From any thread."""
@@ -41,9 +45,12 @@ class Console:
             self._notify()
 
     def type(self, data: bytes) -> None:
-        """Give the guest something to read; what doesn't fit waits until it has read. From any thread."""
+        """Give the guest something to read, at most ``room``; what doesn't fit waits until it has read.
+
+        From any thread.
+        """
         with self._lock:
-            self._typed += data[: max(0, _TYPED_MAX - len(self._typed))]
+            self._typed += data[: self.room]
             moved = self._type()
         if moved:
             self._notify()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pyxen.errors import NotFound, Unavailable
+from pyxen.errors import NotFound, Unavailable, Unsupported
 
 # linux/fs.h, linux/falloc.h
 _BLKGETSIZE64 = 0x80081272
@@ -53,24 +53,34 @@ class Disk(Protocol):
         """The contents there are of no further use."""
         ...
 
+    def cancel(self, on: bool) -> None:
+        """Whether requests that would wait for something to be done on the host fail instead."""
+        ...
+
     def close(self) -> None: ...
 
 
 class RawDisk:
     """A file or block device whose bytes are the disk's: the kernel copies straight into and out of guest memory."""
 
-    def __init__(self, path: Path, *, read_only: bool) -> None:
-        """Raises NotFound, or Unavailable where it can't be opened."""
-        try:
-            self._fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFound(f"there is no disk {path}") from error
-        except OSError as error:
-            raise Unavailable(f"cannot open the disk {path}: {error.strerror}") from error
+    def __init__(self, fd: int, *, read_only: bool) -> None:
+        """``fd`` is open for what is to be done, and belongs to this object from now on."""
+        self._fd = fd
         self.read_only = read_only
         self._is_block = stat.S_ISBLK(os.fstat(self._fd).st_mode)
         self.sector_size = self._ask(_BLKSSZGET, 4) if self._is_block else 512
         self.discards = not read_only
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool) -> RawDisk:
+        """Raises NotFound, or Unavailable where it can't be opened."""
+        try:
+            fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFound(f"there is no disk {path}") from error
+        except OSError as error:
+            raise Unavailable(f"cannot open the disk {path}: {error.strerror}") from error
+        return cls(fd, read_only=read_only)
 
     @property
     def size(self) -> int:
@@ -93,6 +103,22 @@ class RawDisk:
             return
         if _fallocate()(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
             self.discards = False
+
+    def cancel(self, on: bool) -> None:
+        """There is nothing to wait for."""
+
+    def grow(self, size: int) -> None:
+        """Make a file ``size`` bytes long. A block device has the size that the host gives it: Unsupported for another.
+
+        Raises OSError.
+        """
+        if not self._is_block:
+            os.ftruncate(self._fd, size)
+        elif size != self.size:
+            raise Unsupported(
+                f"it is a block device of {self.size} bytes, which the host must make longer first",
+                hint="A logical volume: lvextend. Then give the size that it has.",
+            )
 
     def close(self) -> None:
         if self._fd >= 0:

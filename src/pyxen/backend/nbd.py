@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyxen.errors import EngineError, Unavailable
+from pyxen.errors import Conflict, EngineError, Unavailable
 
 _GREETING = struct.Struct(">8s8sH")
 _OPTION = struct.Struct(">8sII")
@@ -41,26 +41,70 @@ _RANGE_MAX = 1 << 30
 
 
 class NbdDisk:
-    """The export ``name`` of the server at a unix socket. Raises Unavailable, EngineError; later OSError."""
+    """The export ``name`` of the server that a socket leads to. Raises Unavailable, EngineError; later OSError."""
 
-    def __init__(self, path: Path, name: str = "", *, timeout: float = 30.0) -> None:
-        self._path = path
+    def __init__(self, connection: socket.socket, name: str = "", *, timeout: float = 30.0) -> None:
+        """``connection`` is connected, and belongs to this object from now on."""
         self._lock = threading.Lock()
-        self._cookie = 0
+        self._changed = threading.Condition(self._lock)
+        self._held = self._cancelling = False
+        self._timeout = timeout
+        self._name = name
         self.size = 0
         self.sector_size = 512
         self._flags = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._begin(connection)
+
+    @classmethod
+    def at(cls, path: Path, name: str = "") -> NbdDisk:
+        """The same, of the server that listens at a path."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(timeout)
-            self._socket.connect(str(path))
-            self._negotiate(name.encode())
+            connection.connect(str(path))
         except OSError as error:
-            self._socket.close()
-            raise Unavailable(f"the disk server at {path} does not answer: {error.strerror or error}") from error
+            connection.close()
+            raise Unavailable(f"there is no disk server at {path}: {error.strerror}") from error
+        return cls(connection, name)
+
+    def _begin(self, connection: socket.socket) -> None:
+        self._cookie = 0
+        self._socket = connection
+        try:
+            connection.settimeout(self._timeout)
+            self._negotiate(self._name.encode())
+        except OSError as error:
+            connection.close()
+            raise Unavailable(f"the server of disk {self._name} does not answer: {error.strerror or error}") from error
         except BaseException:
-            self._socket.close()
+            connection.close()
             raise
+
+    @property
+    def held(self) -> bool:
+        return self._held
+
+    def hold(self) -> None:
+        """Let all requests wait until ``go_on``; returns when none is under way. May be called again."""
+        with self._lock:
+            self._held = True
+
+    def go_on(self, connection: socket.socket) -> None:
+        """Use another connection from now on, to the same export, which may have become longer.
+
+        Raises as the constructor; then requests go on waiting.
+        """
+        if not self._held:
+            raise Conflict(f"disk {self._name} has a connection that it uses")
+        self._socket.close()
+        self._begin(connection)
+        with self._lock:
+            self._held = False
+            self._changed.notify_all()
+
+    def cancel(self, on: bool) -> None:
+        with self._lock:
+            self._cancelling = on
+            self._changed.notify_all()
 
     @property
     def read_only(self) -> bool:
@@ -109,7 +153,7 @@ class NbdDisk:
     def _negotiate(self, name: bytes) -> None:
         magic, option_magic, flags = _GREETING.unpack(self._receive(_GREETING.size))
         if (magic, option_magic) != (b"NBDMAGIC", b"IHAVEOPT") or not flags & _FIXED_NEWSTYLE:
-            raise EngineError(f"what answers at {self._path} is no NBD server of today")
+            raise EngineError(f"what answers for disk {self._name} is no NBD server of today")
         wanted = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, _INFO_BLOCK_SIZE)
         self._socket.sendall(
             struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES))
@@ -119,7 +163,7 @@ class NbdDisk:
         for _ in range(_REPLIES_MAX):
             magic, option, kind, length = _OPTION_REPLY.unpack(self._receive(_OPTION_REPLY.size))
             if magic != _OPTION_REPLY_MAGIC or option != _GO or length > _INFO_MAX:
-                raise EngineError(f"the NBD server at {self._path} answers nonsense")
+                raise EngineError(f"the NBD server of disk {self._name} answers nonsense")
             data = self._receive(length)
             if kind == _ACK:
                 return
@@ -127,14 +171,14 @@ class NbdDisk:
                 self._note(data)
             elif kind & 0x8000_0000:
                 why = data.decode("utf-8", "replace") or f"error {kind & 0x7FFF_FFFF}"
-                raise EngineError(f"the NBD server at {self._path} refuses the export {name.decode()!r}: {why}")
-        raise EngineError(f"the NBD server at {self._path} answers without an end")
+                raise EngineError(f"the NBD server refuses the export {self._name!r}: {why}")
+        raise EngineError(f"the NBD server of disk {self._name} answers without an end")
 
     def _note(self, data: bytes) -> None:
         if data[:2] == _INFO_EXPORT:
             size, flags = _EXPORT.unpack(data)[1:] if len(data) == _EXPORT.size else (-1, 0)
             if not 0 <= size <= _SIZE_MAX:
-                raise EngineError(f"the NBD server at {self._path} answers nonsense")
+                raise EngineError(f"the NBD server of disk {self._name} answers nonsense")
             self.size, self._flags = size, flags
 
     def _ranges(self, command: int, offset: int, length: int) -> None:
@@ -146,6 +190,10 @@ class NbdDisk:
 
     def _request(self, command: int, offset: int, length: int, views: Sequence[memoryview] = ()) -> None:
         """Send one request, wait for the head of its reply; read data follows it. The lock is held."""
+        while self._held:
+            if self._cancelling:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            self._changed.wait()
         self._cookie = (self._cookie + 1) & 0xFFFF_FFFF
         head = _REQUEST.pack(_REQUEST_MAGIC, 0, command, self._cookie, offset, length)
         try:
@@ -157,7 +205,7 @@ class NbdDisk:
             raise
         if magic != _REPLY_MAGIC or cookie != self._cookie:
             self._socket.close()
-            raise OSError(errno.EPROTO, f"the NBD server at {self._path} answers nonsense")
+            raise OSError(errno.EPROTO, f"the NBD server of disk {self._name} answers nonsense")
         if code:
             known = code if code in errno.errorcode else errno.EIO
             raise OSError(known, os.strerror(known))

@@ -106,8 +106,8 @@ class Device:
         self.address = address
         self.state = XenbusState.INITIALISING
         self.on_removed: Callable[[], None] = lambda: None
+        self.driver = driver
         self._local = local
-        self._driver = driver
         self._leaving = False
         self._watch = None
         self._begin()
@@ -124,16 +124,21 @@ class Device:
         else:
             self._go(XenbusState.CLOSING)
 
+    def take_away(self) -> None:
+        """Stop at once, whatever the front end says, and have both halves disappear."""
+        self._leaving = True
+        self._remove()
+
     def destroy(self) -> None:
         """The domain has gone: stop at once, whatever the front end says."""
         if self._watch is not None:
             self._watch.close()
-        self._driver.disconnect()
-        self._driver.close()
+        self.driver.disconnect()
+        self.driver.close()
 
     def settle(self) -> None:
         """Wait until what the guest has asked for by now is done for good. In any thread. Raises OSError."""
-        self._driver.settle()
+        self.driver.settle()
 
     def update(self, values: Mapping[str, str | int]) -> None:
         """Something about the device has changed, as a disk's size: tell the front end."""
@@ -145,12 +150,12 @@ class Device:
     def fail(self, why: str) -> None:
         """The front end has done what can't be: note it, let go of it."""
         self._local.write(self.address.error, why)
-        self._driver.disconnect()
+        self.driver.disconnect()
         self._go(XenbusState.CLOSING)
 
     def _begin(self) -> None:
         prefix = self.address.backend
-        offered = {f"{prefix}/{key}": value for key, value in self._driver.offer().items()}
+        offered = {f"{prefix}/{key}": value for key, value in self.driver.offer().items()}
         self._local.write_all({**offered, f"{prefix}/hotplug-status": "connected"})
         self._go(XenbusState.INIT_WAIT)
 
@@ -166,13 +171,13 @@ class Device:
         match self._frontend_state():
             case XenbusState.INITIALISING:
                 if self.state in (XenbusState.CLOSED, XenbusState.CLOSING, XenbusState.CONNECTED) and not self._leaving:
-                    self._driver.disconnect()
+                    self.driver.disconnect()
                     self._begin()
             case XenbusState.INITIALISED | XenbusState.CONNECTED:
                 if self.state is XenbusState.INIT_WAIT:
                     self._connect()
             case XenbusState.CLOSING:
-                self._driver.disconnect()
+                self.driver.disconnect()
                 if self.state is not XenbusState.CLOSED:
                     self._go(XenbusState.CLOSING)
             case XenbusState.CLOSED | XenbusState.UNKNOWN:
@@ -180,7 +185,7 @@ class Device:
 
     def _connect(self) -> None:
         try:
-            told = self._driver.connect(Frontend(self._local, self.address.frontend))
+            told = self.driver.connect(Frontend(self._local, self.address.frontend))
         except (DeviceError, GrantError, XenError) as error:
             self.fail(str(error))
             return
@@ -189,7 +194,7 @@ class Device:
         self._go(XenbusState.CONNECTED)
 
     def _closed(self) -> None:
-        self._driver.disconnect()
+        self.driver.disconnect()
         if self._leaving:
             self._remove()
         elif self.state not in (XenbusState.CLOSED, XenbusState.INIT_WAIT):

@@ -192,8 +192,8 @@ def attach_disk(ref: str, disk: Disk) -> Call[api.Domain]:
     return _post(ref, "attach-disk", device_api.AttachDiskRequest(disk))
 
 
-def detach_disk(ref: str, vdev: str) -> Call[api.Domain]:
-    return _slow(ref, "detach-disk", device_api.DetachDiskRequest(vdev))
+def detach_disk(ref: str, vdev: str, force: bool) -> Call[api.Domain]:
+    return _slow(ref, "detach-disk", device_api.DetachDiskRequest(vdev, force))
 
 
 def change_disc(ref: str, vdev: str, target: str | None) -> Call[api.Domain]:
@@ -208,8 +208,8 @@ def attach_vif(ref: str, vif: Vif) -> Call[api.Domain]:
     return _post(ref, "attach-vif", device_api.AttachVifRequest(vif))
 
 
-def detach_vif(ref: str, vif: str) -> Call[api.Domain]:
-    return _slow(ref, "detach-vif", device_api.DetachVifRequest(vif))
+def detach_vif(ref: str, vif: str, force: bool) -> Call[api.Domain]:
+    return _slow(ref, "detach-vif", device_api.DetachVifRequest(vif, force))
 
 
 def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) -> Call[api.Domain]:

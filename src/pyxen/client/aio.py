@@ -116,9 +116,12 @@ class AsyncClient:
         """Give a domain a disk: a running one at once, a managed one that doesn't run at its next start."""
         return await self._call(_calls.attach_disk(ref, disk))
 
-    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
-        """Have the guest let go of a disk (``xvdb``, or its number); returns when it has."""
-        return await self._call(_calls.detach_disk(ref, vdev))
+    async def detach_disk(self, ref: str, vdev: str, *, force: bool = False) -> api.Domain:
+        """Have the guest let go of a disk (``xvdb``, or its number); returns when it has.
+
+        With ``force`` it is taken away whatever the guest does with it; only the Xen engine can.
+        """
+        return await self._call(_calls.detach_disk(ref, vdev, force))
 
     async def change_disc(self, ref: str, vdev: str, target: str | None = None) -> api.Domain:
         """Put a disc, an image on xend's machine, into a CD-ROM drive; None: take out the one that is there."""
@@ -132,9 +135,12 @@ class AsyncClient:
         """Give a domain a network interface."""
         return await self._call(_calls.attach_vif(ref, vif))
 
-    async def detach_vif(self, ref: str, vif: str) -> api.Domain:
-        """Have the guest let go of a network interface, by its number or MAC; returns when it has."""
-        return await self._call(_calls.detach_vif(ref, vif))
+    async def detach_vif(self, ref: str, vif: str, *, force: bool = False) -> api.Domain:
+        """Have the guest let go of a network interface, by its number or MAC; returns when it has.
+
+        ``force`` is as in ``detach_disk``.
+        """
+        return await self._call(_calls.detach_vif(ref, vif, force))
 
     async def pin_vcpus(
         self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None

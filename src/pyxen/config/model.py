@@ -215,6 +215,11 @@ def encode(config: DomainConfig) -> bytes:
     return msgspec.json.encode(config)
 
 
+def vif_device(number: int) -> str:
+    """The id of a network interface's device; a disk's is its vdev."""
+    return f"nic{number}"
+
+
 def vif_numbers(vifs: Iterable[Vif]) -> list[int]:
     """The number of each interface, by which the guest and ``xm network-detach`` know it: ``devid``, or a free one."""
     listed = list(vifs)

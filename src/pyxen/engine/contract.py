@@ -36,11 +36,6 @@ from pyxen.engine.placement import Placement
 from pyxen.engine.template import Template
 
 
-def vif_device(number: int) -> str:
-    """The id of a network interface's device; a disk's is its vdev."""
-    return f"nic{number}"
-
-
 class Waking(msgspec.Struct, frozen=True, kw_only=True):
     """What the guest of a clone must still be told."""
 
@@ -294,8 +289,11 @@ class RunningDomain(Protocol):
         """
         ...
 
-    async def unplug(self, device: str) -> None:
-        """Ask the guest to let go of the device with this id. Does not wait for it: see ``on_unplugged``."""
+    async def unplug(self, device: str, *, force: bool = False) -> None:
+        """Ask the guest to let go of the device with this id. Does not wait for it: see ``on_unplugged``.
+
+        With ``force`` it is taken away, whatever the guest does with it. Raises Unsupported where that can't be done.
+        """
         ...
 
     def on_unplugged(self, callback: Callable[[str], None]) -> None:

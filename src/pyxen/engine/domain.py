@@ -20,10 +20,11 @@ from typing import Any, Self
 import msgspec
 
 from pyxen.api import ShutdownReason
-from pyxen.config.model import Disk, Vif
+from pyxen.config.model import Disk, Vif, vif_device, vif_numbers
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
+from pyxen.engine.forwards import describe
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
@@ -236,7 +237,7 @@ class ProcessDomain(ABC):
     async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
         raise self._fixed()
 
-    async def unplug(self, device: str) -> None:
+    async def unplug(self, device: str, *, force: bool = False) -> None:
         raise self._fixed()
 
     async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
@@ -257,6 +258,14 @@ class ProcessDomain(ABC):
             self._left.append(device)
         else:
             asyncio.get_running_loop().call_soon(self._unplugged, device)
+
+    def _forget_forwards(self, device: str) -> None:
+        """The ports of a network interface that has left lead nowhere any more."""
+        for number, vif in zip(vif_numbers(self.spec.config.vif), self.spec.config.vif, strict=True):
+            if vif_device(number) == device:
+                gone = set(map(describe, vif.forward))
+                self.info.forwards[:] = [forward for forward in self.info.forwards if forward not in gone]
+                save_info(self.directory, self.info)
 
     def _fixed(self) -> Unsupported:
         return Unsupported(
@@ -373,6 +382,14 @@ class ProcessDomain(ABC):
         if self._process is not None and self._process.ended_by == signal.SIGSYS:
             return f"{words}\n{_OUT_OF_BOUNDS}".strip()
         return words
+
+
+def no_drive(disk: Disk, spec: DomainSpec) -> Unsupported:
+    """A paravirtual disk can't tell its guest that there is another disc in it."""
+    return Unsupported(
+        f"{disk.vdev} of '{spec.config.name}' is no drive whose disc can be changed: a pvh domain has none",
+        hint=f"Another disk can be attached: xm block-attach {spec.config.name} …",
+    )
 
 
 def reap(directory: Path) -> None:

@@ -4,9 +4,10 @@ engine can be tried in milliseconds, adoption after xend's death included.
 A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
 ``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
 (dies without a word), ``pause``, ``unpause``, ``suspend``, ``resume``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``,
-``nmi``, ``unplug ID``. Words in the command line change its manners: ``fake.silent`` prints nothing, ``fake.deaf``
-ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM, ``fake.dumpless``
-dumps no core, ``fake.groupless`` has no cgroup, ``fake.clinging`` lets go of no device, ``fake.full`` takes none.
+``nmi``, ``unplug ID``, ``take ID``. Words in the command line change its manners: ``fake.silent`` prints nothing,
+``fake.deaf`` ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM,
+``fake.dumpless`` dumps no core, ``fake.groupless`` has no cgroup, ``fake.clinging`` lets go of no device, ``fake.full``
+takes none.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def act(word):
             event("GUEST_PANICKED", action="pause")
     elif word.startswith("nmi"):
         os.write(console, b"NMI" + word[3:].encode() + b"\r\n")
-    elif word.startswith("unplug ") and "fake.clinging" not in manners:
-        event("DEVICE_DELETED", device=word[7:], path="/machine/peripheral/" + word[7:])
+    elif word.startswith("take ") or word.startswith("unplug ") and "fake.clinging" not in manners:
+        device = word.split()[1]
+        event("DEVICE_DELETED", device=device, path="/machine/peripheral/" + device)
     elif word == "pause":
         event("STOP")
     elif word == "unpause":
@@ -186,9 +188,9 @@ class FakeDomain(ProcessDomain):
             raise EngineError(f"'{self.spec.config.name}' takes no device")
         self.spec = spec
 
-    async def unplug(self, device: str) -> None:
+    async def unplug(self, device: str, *, force: bool = False) -> None:
         self._must_run("unplug a device of")
-        self.control(f"unplug {device}")
+        self.control(f"{'take' if force else 'unplug'} {device}")
 
     async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
         self._must_run("change a disc of")

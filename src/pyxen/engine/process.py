@@ -175,14 +175,16 @@ def kill_all(directory: Path) -> None:
     _signal_all(directory, signal.SIGKILL)
 
 
-def end_all(directory: Path) -> None:
-    """The same, but each is first asked to end by itself. Blocking."""
-    _signal_all(directory, signal.SIGTERM)
-    kill_all(directory)
+def end_all(directory: Path, *, having: str | None = None) -> None:
+    """The same, but each is first asked to end by itself. ``having``: only those with this argument. Blocking."""
+    _signal_all(directory, signal.SIGTERM, having)
+    _signal_all(directory, signal.SIGKILL, having)
 
 
-def _signal_all(directory: Path, number: signal.Signals) -> None:
+def _signal_all(directory: Path, number: signal.Signals, having: str | None = None) -> None:
     for pid in find(directory):
+        if having is not None and os.fsencode(having) not in command_line(pid):
+            continue
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:

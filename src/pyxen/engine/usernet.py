@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyxen.config.model import Forward
 from pyxen.engine.forwards import slirp_words
-from pyxen.engine.process import marker, start_daemon
+from pyxen.engine.process import end_all, marker, start_daemon
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
@@ -33,24 +33,29 @@ def check_usernet() -> None:
         )
 
 
-def open_usernet(directory: Path, forwards: Sequence[Forward], uid: int | None) -> int:
-    """Start a network's process for the domain in ``directory``; returns the stream's other end.
+def open_usernet(directory: Path, name: str, forwards: Sequence[Forward], uid: int | None) -> int:
+    """Start the process of the network ``name`` for the domain in ``directory``; returns the stream's other end.
 
-    The process ends when that is closed (passt), or when the domain's processes are ended (slirp).
+    The process ends when that is closed (passt), or by ``close_usernet`` and with the domain's other ones (slirp).
     Raises EngineError with its words.
     """
     check_usernet()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with theirs:
-            _start(theirs.fileno(), forwards, directory, uid)
+            _start(theirs.fileno(), name, forwards, directory, uid)
     except BaseException:
         ours.close()
         raise
     return ours.detach()
 
 
-def _start(fd: int, forwards: Sequence[Forward], directory: Path, uid: int | None) -> None:
+def close_usernet(directory: Path, name: str) -> None:
+    """End a network's process that does not end when its stream is closed. Blocking."""
+    end_all(directory, having=name)
+
+
+def _start(fd: int, name: str, forwards: Sequence[Forward], directory: Path, uid: int | None) -> None:
     if shutil.which("passt") and _has_route():
         try:
             _run("passt", _passt(fd, forwards), fd, uid)
@@ -59,7 +64,7 @@ def _start(fd: int, forwards: Sequence[Forward], directory: Path, uid: int | Non
             # It may not like the route's interface, or the host's name spaces; slirp asks for nothing.
             if shutil.which("qemu-system-x86_64") is None:
                 raise
-    _run("QEMU's slirp", _slirp(fd, forwards, directory), fd, uid)
+    _run("QEMU's slirp", _slirp(fd, name, forwards, directory), fd, uid)
 
 
 def _has_route() -> bool:
@@ -81,11 +86,11 @@ def _passt_forwards(forwards: Sequence[Forward]) -> Iterator[str]:
         yield f"{each.address}/{each.host}:{each.guest}"
 
 
-def _slirp(fd: int, forwards: Sequence[Forward], directory: Path) -> list[str]:
+def _slirp(fd: int, name: str, forwards: Sequence[Forward], directory: Path) -> list[str]:
     return [
         *("qemu-system-x86_64", "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none"),
         # One more place to look for firmware, where there is none: what tells this process from all others.
-        *("-L", marker(directory), "-sandbox", "on,obsolete=deny,resourcecontrol=deny", "-daemonize"),
+        *("-L", marker(directory), "-sandbox", "on,obsolete=deny,resourcecontrol=deny", "-daemonize", "-name", name),
         *("-netdev", ",".join(["user,id=user", *slirp_words(forwards)])),
         *("-netdev", f"stream,id=stream,server=off,addr.type=fd,addr.str={fd}"),
         *("-netdev", "hubport,id=inner,hubid=0,netdev=user"),

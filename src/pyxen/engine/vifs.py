@@ -9,7 +9,7 @@ from pyxen.engine.contract import DomainSpec, StartedInfo, joins_at_once, tap_na
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe
 from pyxen.engine.tap import check_bridging, open_tap
-from pyxen.engine.usernet import check_usernet, open_usernet
+from pyxen.engine.usernet import check_usernet, close_usernet, open_usernet
 
 _MODELS = (None, "virtio", "virtio-net", "netfront")
 
@@ -37,13 +37,20 @@ def open_networks(spec: DomainSpec, directory: Path, descriptors: Descriptors, i
     words: list[str] = []
     for number, vif in zip(vif_numbers(spec.config.vif), spec.config.vif, strict=True):
         kind = "--tap" if vif.bridge else "--stream"
-        words += [kind, f"{number}={descriptors.take(_open(spec, directory, number, vif, info))}"]
+        words += [kind, f"{number}={descriptors.take(open_network(spec, directory, number, vif, info))}"]
     return words
 
 
-def _open(spec: DomainSpec, directory: Path, number: int, vif: Vif, info: StartedInfo) -> int:
+def open_network(spec: DomainSpec, directory: Path, number: int, vif: Vif, info: StartedInfo) -> int:
+    """Make what one vif needs; returns the descriptor of its tap, or of its stream. As :func:`open_networks`."""
     if vif.bridge:
         return open_tap(tap_name(spec, number, vif), vif.bridge, joined=joins_at_once(spec, vif))
     check_ports(vif.forward)
+    fd = open_usernet(directory, f"vif{number}", vif.forward, spec.uid)
     info.forwards += map(describe, vif.forward)
-    return open_usernet(directory, vif.forward, spec.uid)
+    return fd
+
+
+def close_network(directory: Path, number: int) -> None:
+    """End what a vif's network still has when the hypervisor has closed its descriptor. Blocking."""
+    close_usernet(directory, f"vif{number}")

@@ -16,17 +16,18 @@ import msgspec
 
 from pyxen import __version__
 from pyxen.api import EngineInfo, Trigger
-from pyxen.config.model import DiskFormat, DomainConfig, DomainType
-from pyxen.engine import cgroup
+from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, Vif, vif_device, vif_numbers
+from pyxen.engine import cgroup, plugs
 from pyxen.engine.contract import DomainSpec, Limits, Moving, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
-from pyxen.engine.domain import ProcessDomain, reap, save_info, write_pid
+from pyxen.engine.domain import ProcessDomain, no_drive, reap, save_info, write_pid
 from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import kvm_verdict
 from pyxen.engine.process import end_all, marker, spawn
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.launch import find_binary
+from pyxen.engine.sockets import AGENT, listen
 from pyxen.engine.storage import DISKS_SOCKET, serve, served
 from pyxen.engine.template import Template
 from pyxen.engine.trace import follow
@@ -58,6 +59,14 @@ _MOST_VCPUS = 64
 
 class XenDomain(ProcessDomain):
     """Speaks to its hypervisor process over ``control.sock``, one connection for each order."""
+
+    def __init__(
+        self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
+    ) -> None:
+        self._freeing: set[asyncio.Task[None]] = set()
+        self._history = True
+        super().__init__(spec, directory, pid, inotify, info)
+        self._history = False
 
     async def pause(self) -> None:
         await self._order("pause", "pause")
@@ -171,6 +180,71 @@ class XenDomain(ProcessDomain):
         # A core of many GiB takes its time.
         await self._execute("dump-core", {"live": live}, [file], timeout_s=None)
 
+    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        self._refuse_stopped("plug a device into")
+        if isinstance(device, Disk):
+            await plugs.add_disk(self._execute, device, self.directory, spec.uid)
+        else:
+            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            await plugs.add_vif(self._execute, number, spec, device, self.directory, self.info)
+            save_info(self.directory, self.info)
+        self.spec = spec
+
+    async def unplug(self, device: str, *, force: bool = False) -> None:
+        await self._order("unplug a device of", "detach", device=device, force=force)
+
+    async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
+        self._refuse_stopped("change a disc of")
+        raise no_drive(disk, spec)
+
+    async def resize_disk(self, vdev: str, size: int) -> None:
+        self._refuse_stopped("resize a disk of")
+        disk = self._disk(vdev)
+        assert disk is not None
+        await plugs.resize(self._execute, disk, size, self.directory)
+
+    async def learn_devices(self) -> None:
+        """See which devices of the spec there are: an earlier xend may have died while one came, went or grew."""
+        if not self.alive:
+            return
+        with contextlib.suppress(PyxenError):
+            there = await self._execute("devices", {})
+            for device in self._wanted():
+                if device not in there["attached"]:
+                    await self._free(device)
+            for vdev in there["held"]:
+                if (disk := self._disk(vdev)) is not None:
+                    await plugs.reconnect(self._execute, disk, 0, self.directory)
+
+    def close(self) -> None:
+        for task in self._freeing:
+            task.cancel()
+        super().close()
+
+    def _look(self) -> None:
+        super()._look()
+        for device in self._events.fate.unplugged:
+            # Nor what could not be plugged in, and was taken away again.
+            if not self._history and device in self._wanted():
+                task = asyncio.create_task(self._free(device))
+                self._freeing.add(task)
+                task.add_done_callback(self._freeing.discard)
+        self._events.fate.unplugged.clear()
+
+    async def _free(self, device: str) -> None:
+        await plugs.free(device, self._disk(device), self.directory)
+        self._forget_forwards(device)
+        self._has_left(device)
+
+    def _wanted(self) -> list[str]:
+        """The ids of the devices that the spec has."""
+        config = self.spec.config
+        vifs = [vif_device(number) for number in vif_numbers(config.vif)]
+        return [disk.vdev for disk in config.disk if disk.target] + vifs
+
+    def _disk(self, vdev: str) -> Disk | None:
+        return next((disk for disk in self.spec.config.disk if disk.vdev == vdev), None)
+
     @property
     def online(self) -> Collection[int]:
         # VCPU 0 runs first, and starts the others.
@@ -184,9 +258,12 @@ class XenDomain(ProcessDomain):
 
     async def _order(self, what: str, command: str, **arguments: object) -> None:
         """A command that only makes sense while the guest lives."""
+        self._refuse_stopped(what)
+        await self._execute(command, arguments)
+
+    def _refuse_stopped(self, what: str) -> None:
         if self.stopped is not None:
             raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
-        await self._execute(command, arguments)
 
     async def _execute(
         self,
@@ -308,7 +385,10 @@ class XenEngine:
         return domain
 
     async def adopt(self, spec: DomainSpec, directory: Path) -> RunningDomain | None:
-        return XenDomain.adopt(spec, directory, self._inotify)
+        domain = XenDomain.adopt(spec, directory, self._inotify)
+        if domain is not None:
+            await domain.learn_devices()
+        return domain
 
     def reap(self, directory: Path) -> None:
         end_all(directory)
@@ -373,6 +453,7 @@ def _launch(
             given = [("--state", state)]
         words += [word for name, fd in given for word in (name, str(fd))]
         words += open_networks(spec, directory, descriptors, info)
+        words += ["--agent", str(descriptors.take(listen(directory, AGENT)))]
         pid = spawn(
             # The marker is not for the hypervisor: it is what the process is found by.
             [sys.executable, "-m", "pyxen.hypervisor", f"{directory}/monitor", marker(directory), *words],

@@ -4,7 +4,8 @@
     ← {"return": {…}, "id": …}     or {"error": {"desc": "…"}, "id": …}
 
 Files are not named but handed over: a message that carries descriptors (SCM_RIGHTS, unix(7)) holds one line, and its
-command gets them as the argument ``fds``. They are closed here when the command has been carried out.
+command gets them as the argument ``fds``. They are closed here when the command has been carried out, but for those
+that it has taken out of the list.
 
 A command of ``streams`` is answered in the same way and then keeps the connection for what it has to say.
 

@@ -68,6 +68,10 @@ class Events:
         """The guest has this many bytes now."""
         self._event("BALLOON_CHANGE", {"actual": size})
 
+    def device_deleted(self, device: str) -> None:
+        """The guest has let go of a device, or it was taken away: what it stood on is free."""
+        self._event("DEVICE_DELETED", {"device": device})
+
     def failed(self) -> None:
         """The machine's end."""
         self._event("SHUTDOWN", {"guest": False, "reason": "host-error"})

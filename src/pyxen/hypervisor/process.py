@@ -18,12 +18,14 @@ from types import FrameType
 from pyxen.abi.sched import SHUTDOWN_CRASH, SHUTDOWN_SUSPEND
 from pyxen.config.model import vif_numbers
 from pyxen.errors import Conflict, InvalidRequest
+from pyxen.hypervisor.agent import AgentSocket
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.changes import Changes
 from pyxen.hypervisor.control import Control
 from pyxen.hypervisor.devices import Devices, Sources
 from pyxen.hypervisor.domain import Domain
 from pyxen.hypervisor.events import Events
+from pyxen.hypervisor.hotplug import Hotplug
 from pyxen.hypervisor.jail import Jail, Report, mode
 from pyxen.hypervisor.kvm_machine import KvmMachine, Moment
 from pyxen.hypervisor.loop import Loop
@@ -84,15 +86,23 @@ class DomainProcess:
         self._terminal = Terminal(self.domain, console, self._log, directory / "console.in", self.loop)
         self._open_store(directory, store)
         self.toolstack = Toolstack(self.local, spec, store_port=store, console_port=console)
-        self._devices = Devices(self.local, self.domain, self.loop.call_soon, sources)
+        self._devices = Devices(self.local, self.domain, self.loop.call_soon, self._events.device_deleted)
         self._orders = Orders(spec, self.domain, self.machine, self.toolstack, self, self._devices.settle)
-        for disk in spec.config.disk:
-            if disk.target:
-                self._devices.attach_disk(disk)
-        for number, vif in zip(vif_numbers(spec.config.vif), spec.config.vif, strict=True):
-            self._devices.attach_vif(number, vif)
+        self._hotplug = Hotplug(self._devices, self._refuse_change)
+        self._attach(sources)
         self._tracing = Tracing(self.machine, self.domain, self._ring.connection, self.loop)
         self._control = Control(directory / "control.sock", self.loop, self._commands(), {"trace": self._tracing.open})
+
+    def _attach(self, sources: Sources) -> None:
+        """Give the guest what its description says."""
+        config = self.spec.config
+        for disk in config.disk:
+            if disk.target:
+                self._devices.attach_disk(disk, sources.disk(disk))
+        for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
+            self._devices.attach_vif(number, vif, sources.link(number))
+        if sources.agent is not None:
+            self._devices.attach_agent(AgentSocket(sources.agent, self.loop))
 
     def _build(self) -> tuple[KvmMachine, Domain]:
         spec = self.spec
@@ -258,10 +268,15 @@ class DomainProcess:
             "resume": self.resume,
             "status": self.status,
             **self._orders.commands(),
+            **self._hotplug.commands(),
             "debug-key": self.domain.debug_key,
             "crash": self.crash,
             "quit": self.quit,
         }
+
+    def _refuse_change(self, what: str) -> None:
+        self._refuse_stopped(what)
+        self._orders.refuse_busy(what)
 
     def _refuse_stopped(self, what: str) -> None:
         if self.stop_reason is not None:
@@ -304,9 +319,10 @@ def main(argv: list[str]) -> None:
         nbd={vdev: Path(path) for vdev, path in options.nbd},
         taps={int(number): int(fd) for number, fd in options.tap},
         streams={int(number): int(fd) for number, fd in options.stream},
+        agent=options.agent,
     )
     given = [fd for fd in (options.state, options.template) if fd is not None]
-    jail = Jail(mode(), keep=[*sources.taps.values(), *sources.streams.values(), *given])
+    jail = Jail(mode(), keep=[*sources.fds, *given])
     spec = read_spec(directory / "domain.json")
     process = DomainProcess(directory, spec, sources, options.state, options.template)
     if options.template is not None:
@@ -326,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("monitor", type=Path, help="DIRECTORY/monitor: the domain's folder, and a name for no file")
     parser.add_argument("marker", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--paused", action="store_true", help="wait for the order to unpause")
-
+    parser.add_argument("--agent", type=int, metavar="FD", help="a socket that listens for whoever wants the agent")
     parser.add_argument("--state", type=int, metavar="FD", help="begin with the state that is read there")
     parser.add_argument("--template", type=int, metavar="FD", help="with RAM that is a copy of what is there")
 

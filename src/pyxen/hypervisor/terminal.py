@@ -70,7 +70,7 @@ class Terminal:
 
     def _typed(self, mask: int) -> None:
         try:
-            self._console.type(os.read(self._fd, _AT_ONCE))
+            self._console.type(os.read(self._fd, min(_AT_ONCE, self._console.room)))
         except BlockingIOError:
             return
         if self._console.full:

@@ -22,7 +22,7 @@ from pyxen.image.debs import KernelFiles
 from pyxen.image.files import write_file
 from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 7
+VERSION = 8
 OPTIONS: Mapping[str, str] = {"password": "debian", "ssh_key": "", "size": "4G", "packages": ""}
 CMDLINE: Final = f"root=LABEL=root ro quiet hostname=debian {FAST_START}"
 """xend puts the domain's own name after it; the last one counts."""

@@ -13,7 +13,7 @@ from pyxen.image.files import write_file
 from pyxen.image.modules import ModuleTree
 from pyxen.image.recipe import FAST_START, Contents, Report
 
-VERSION = 6
+VERSION = 7
 OPTIONS: Mapping[str, str] = {}
 CMDLINE: Final = f"quiet {FAST_START}"
 

@@ -17,8 +17,18 @@ import msgspec
 from pyxen import api, device_api
 from pyxen.backend.block import vdev_number
 from pyxen.config.check import check
-from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Vif, vif_numbers
-from pyxen.engine.contract import DomainSpec, vif_device
+from pyxen.config.model import (
+    Disk,
+    DiskAccess,
+    DiskFormat,
+    DiskType,
+    DomainConfig,
+    DomainType,
+    Vif,
+    vif_device,
+    vif_numbers,
+)
+from pyxen.engine.contract import DomainSpec
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend.prepare import check_macs, check_sharing, complete, settle_disk
 from pyxen.xend.registry import Live
@@ -27,6 +37,7 @@ from pyxen.xend.store import Phase, Record
 if TYPE_CHECKING:
     from pyxen.xend.life import Life
 
+_FORCE_HINT = " With --force the device goes at once."
 _VIF_DEVICE = re.compile(r"nic([0-9]+)")
 
 
@@ -80,15 +91,18 @@ class Devices:
             self._life.tell("domain-device-attached", record, device=disk.vdev)
         return self._view(record, warnings)
 
-    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
-        """Have the guest let go of a disk, by its name or number; returns when it has. Raises EngineError if not."""
+    async def detach_disk(self, ref: str, vdev: str, *, force: bool = False) -> api.Domain:
+        """Have the guest let go of a disk, by its name or number; returns when it has. Raises EngineError if not.
+
+        With ``force`` it is taken away, whatever the guest does with it. Raises Unsupported where that can't be done.
+        """
         record = self._records.changeable(ref, "detach a disk of")
         async with self._life.registry.lock(record.uuid):
             live = self._records.present(record)
             disk = _find_disk(record, live, vdev)
             if live is not None:
                 _own_disk(record, disk.vdev)
-        return await self._detach(record, live, disk.vdev)
+        return await self._detach(record, live, disk.vdev, force=force)
 
     async def change_disc(self, ref: str, vdev: str, target: str) -> api.Domain:
         """Put a disc (an image's path; none: empty) into a CD-ROM drive, in place of what is there."""
@@ -150,8 +164,8 @@ class Devices:
             self._life.tell("domain-device-attached", record, device=vif_device(vif_numbers(config.vif)[-1]))
         return self._view(record)
 
-    async def detach_vif(self, ref: str, which: str) -> api.Domain:
-        """Have the guest let go of a network interface, by its number or MAC; returns when it has."""
+    async def detach_vif(self, ref: str, which: str, *, force: bool = False) -> api.Domain:
+        """Have the guest let go of a network interface, by its number or MAC; as ``detach_disk``."""
         record = self._records.changeable(ref, "detach a network interface of")
         async with self._life.registry.lock(record.uuid):
             live = self._records.present(record)
@@ -162,7 +176,7 @@ class Devices:
                     f"Cannot find device '{which}' in domain '{record.name}'",
                     hint=f"See what there is: xm network-list {record.name}",
                 )
-        return await self._detach(record, live, vif_device(number))
+        return await self._detach(record, live, vif_device(number), force=force)
 
     # Parts
 
@@ -183,7 +197,7 @@ class Devices:
             await self._keep(live, before)
             raise
 
-    async def _detach(self, record: Record, live: Live | None, device: str) -> api.Domain:
+    async def _detach(self, record: Record, live: Live | None, device: str, *, force: bool) -> api.Domain:
         name = _shown(device)
         async with self._life.registry.lock(record.uuid):
             if live is None:
@@ -191,7 +205,7 @@ class Devices:
                 self._life.tell("domain-device-detached", record, device=device)
                 return self._view(record)
             self._refuse_stopped(record, live, "detach a device of")
-            await live.process.unplug(device)
+            await live.process.unplug(device, force=force)
             gone = live.leaving.setdefault(device, asyncio.get_running_loop().create_future())
         # Without the lock: the guest may take its time, and somebody may want it destroyed before.
         timeout = self._life.settings.detach_timeout
@@ -202,7 +216,7 @@ class Devices:
             raise EngineError(
                 f"'{record.name}' has not let go of {name} within {timeout:g} s",
                 hint="It has been asked: when it does so later, the device goes then. A paused guest can't, nor one "
-                "that is still booting.",
+                f"that is still booting.{_FORCE_HINT if record.engine == 'xen' else ''}",
             )
         return self._view(record)
 

@@ -87,7 +87,7 @@ class Blkfront:
 
 @pytest.fixture(params=[64, 32])
 def blkfront(image: Path, request: pytest.FixtureRequest) -> Iterator[Blkfront]:
-    front = Blkfront(RawDisk(image, read_only=False), bits=request.param)
+    front = Blkfront(RawDisk.open(image, read_only=False), bits=request.param)
     yield front
     front.close()
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused_and_the_ring_goes_on(blkfront: Blkfront, imag
 
 
 def test_persistent_grants_stay_mapped(image: Path) -> None:
-    front = Blkfront(RawDisk(image, read_only=False), persistent=True)
+    front = Blkfront(RawDisk.open(image, read_only=False), persistent=True)
     ref, _ = front.guest.page()
     other, _ = front.guest.page(readonly=True)
     for _ in range(5):
@@ -192,7 +192,7 @@ def test_persistent_grants_stay_mapped(image: Path) -> None:
 
 
 def test_a_ring_of_several_pages(image: Path) -> None:
-    front = Blkfront(RawDisk(image, read_only=False), order=2)
+    front = Blkfront(RawDisk.open(image, read_only=False), order=2)
     ref, page = front.guest.page()
     for sector in range(300):
         assert front.ask(front.request(Operation.READ, sector, [(ref, 0, 0)])) is Status.OKAY
@@ -202,7 +202,7 @@ def test_a_ring_of_several_pages(image: Path) -> None:
 
 def test_a_read_only_disk_stays_as_it_is(image: Path) -> None:
     before = image.read_bytes()
-    front = Blkfront(RawDisk(image, read_only=True))
+    front = Blkfront(RawDisk.open(image, read_only=True))
     ref, page = front.guest.page()
     page[:] = b"x" * PAGE
     assert front.guest.local.read("/local/domain/0/backend/vbd/1/51712/info") == "4"
@@ -214,7 +214,7 @@ def test_a_read_only_disk_stays_as_it_is(image: Path) -> None:
 
 
 def test_a_broken_ring_disconnects_the_device(image: Path) -> None:
-    front = Blkfront(RawDisk(image, read_only=False))
+    front = Blkfront(RawDisk.open(image, read_only=False))
     front.ring.words[0] = 1000
     front.guest.evtchn.bound[front.port].callback()
     front.guest.wait(lambda: front.state() == XenbusState.CLOSING)
@@ -229,7 +229,7 @@ def test_a_broken_ring_disconnects_the_device(image: Path) -> None:
 def test_a_front_end_that_offers_nonsense_is_refused(image: Path, key: str, value: str | int) -> None:
     guest = ScriptedGuest()
     introduce(guest.local, Address(1, "vbd", 51712))
-    driver = Vbd(guest, RawDisk(image, read_only=False), guest.call_soon)
+    driver = Vbd(guest, RawDisk.open(image, read_only=False), guest.call_soon)
     device = Device(guest.local, Address(1, "vbd", 51712), driver)
     offered: dict[str, str | int] = {"ring-ref": guest.page()[0], "event-channel": guest.port(), key: value, "state": 3}
     for name, content in offered.items():
@@ -242,7 +242,7 @@ def test_a_front_end_that_offers_nonsense_is_refused(image: Path, key: str, valu
 def test_a_front_end_that_says_it_has_one_queue_writes_its_keys_where_they_always_were(image: Path) -> None:
     guest = ScriptedGuest()
     introduce(guest.local, Address(1, "vbd", 51712))
-    driver = Vbd(guest, RawDisk(image, read_only=False), guest.call_soon, queues=2)
+    driver = Vbd(guest, RawDisk.open(image, read_only=False), guest.call_soon, queues=2)
     device = Device(guest.local, Address(1, "vbd", 51712), driver)
     offered = {"ring-ref": guest.page()[0], "event-channel": guest.port(), "multi-queue-num-queues": 1, "state": 3}
     for name, content in offered.items():
@@ -254,7 +254,7 @@ def test_a_front_end_that_says_it_has_one_queue_writes_its_keys_where_they_alway
 def test_several_queues_work_side_by_side(image: Path) -> None:
     guest = ScriptedGuest()
     introduce(guest.local, Address(1, "vbd", 51712))
-    driver = Vbd(guest, RawDisk(image, read_only=False), guest.call_soon, queues=2)
+    driver = Vbd(guest, RawDisk.open(image, read_only=False), guest.call_soon, queues=2)
     device = Device(guest.local, Address(1, "vbd", 51712), driver)
     rings, ports = [], []
     guest.write("device/vbd/51712/multi-queue-num-queues", 2)
@@ -310,6 +310,8 @@ class MemoryDisk:
     def discard(self, offset: int, length: int) -> None:
         assert offset >= 0 and offset + length <= self.size
 
+    def cancel(self, on: bool) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -332,11 +334,11 @@ def test_a_fault_of_our_own_closes_the_device(capsys: pytest.CaptureFixture[str]
 
 def test_a_disk_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        RawDisk(tmp_path / "none", read_only=True)
+        RawDisk.open(tmp_path / "none", read_only=True)
     with pytest.raises(Unavailable):
-        RawDisk(tmp_path, read_only=False)
+        RawDisk.open(tmp_path, read_only=False)
     with pytest.raises(Unavailable):
-        NbdDisk(tmp_path / "none")
+        NbdDisk.at(tmp_path / "none")
 
 
 @pytest.fixture
@@ -354,7 +356,7 @@ def qcow2(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_qcow2_through_an_nbd_server(qcow2: Path) -> None:
-    disk = NbdDisk(qcow2)
+    disk = NbdDisk.at(qcow2)
     assert (disk.size, disk.read_only, disk.discards) == (64 << 20, False, True)
     front = Blkfront(disk)
     refs = [front.guest.page() for _ in range(3)]
@@ -378,8 +380,8 @@ def test_qcow2_through_an_nbd_server(qcow2: Path) -> None:
 
 def test_an_export_that_is_not_there_is_said_so(qcow2: Path) -> None:
     with pytest.raises(EngineError, match="refuses the export 'nothing'"):
-        NbdDisk(qcow2, "nothing")
-    NbdDisk(qcow2).close()
+        NbdDisk.at(qcow2, "nothing")
+    NbdDisk.at(qcow2).close()
 
 
 def test_the_numbers_of_the_segment_table() -> None:

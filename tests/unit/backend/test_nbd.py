@@ -54,13 +54,13 @@ def serve(path: Path, *replies: bytes) -> Callable[[], None]:
 def test_nonsense_is_refused(tmp_path: Path, replies: list[bytes]) -> None:
     end = serve(tmp_path / "socket", *replies, option(1))
     with pytest.raises(EngineError, match="answers"):
-        NbdDisk(tmp_path / "socket")
+        NbdDisk.at(tmp_path / "socket")
     end()
 
 
 def test_information_of_an_unknown_kind_is_passed_over(tmp_path: Path) -> None:
     end = serve(tmp_path / "socket", option(3, b"\0"), option(3, b"\0\x09"), option(3, _EXPORT), option(1))
-    disk = NbdDisk(tmp_path / "socket")
+    disk = NbdDisk.at(tmp_path / "socket")
     assert disk.size == 1 << 20
     disk.close()
     end()
@@ -69,7 +69,7 @@ def test_information_of_an_unknown_kind_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "expected"), [(28, errno.ENOSPC), (0xFFFFFFFF, errno.EIO), (4000, errno.EIO)])
 def test_any_error_is_one_of_the_hosts(tmp_path: Path, code: int, expected: int) -> None:
     end = serve(tmp_path / "socket", option(3, _EXPORT), option(1), struct.pack(">IIQ", 0x67446698, code, 1))
-    disk = NbdDisk(tmp_path / "socket")
+    disk = NbdDisk.at(tmp_path / "socket")
     with pytest.raises(OSError) as caught:
         disk.read_into(0, [memoryview(bytearray(512))])
     assert caught.value.errno == expected

@@ -81,7 +81,7 @@ def test_a_disk(kernel: Kernel, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(range(256)) * 256)
     introduce(kernel.local, Address(DOMID, "vbd", 51712))
-    device = block.attach(kernel.local, kernel.domain, 51712, RawDisk(image, read_only=False), kernel.soon.append)
+    device = block.attach(kernel.local, kernel.domain, 51712, RawDisk.open(image, read_only=False), kernel.soon.append)
     ring_ref, ring_page = kernel.grant()
     data_ref, data = kernel.grant()
     port = kernel.offer_port()

@@ -41,7 +41,7 @@ async def test_layers_are_served_by_name_and_whole_after_the_end(tmp_path: Path)
     try:
         await serve(disks, tmp_path, None)
         assert len(find(tmp_path)) == 1
-        first, second = (NbdDisk(tmp_path / DISKS_SOCKET, disk.vdev) for disk in disks)
+        first, second = (NbdDisk.at(tmp_path / DISKS_SOCKET, disk.vdev) for disk in disks)
         assert (first.size, first.read_only, second.read_only) == (1 << 20, False, True)
         found = bytearray(5)
         first.read_into(0, [memoryview(found)])

@@ -49,7 +49,7 @@ def test_the_gateway_answers_and_the_forward_is_there(
         pytest.skip("passt needs a default route, this machine has none")
     monkeypatch.setattr(usernet, "_has_route", lambda: routed)
     port = free_port()
-    fd = open_usernet(tmp_path, [Forward(host=port, guest=22)], None)
+    fd = open_usernet(tmp_path, "vif0", [Forward(host=port, guest=22)], None)
     try:
         assert listening(port)
         reply = ask(os.dup(fd))
@@ -64,7 +64,7 @@ def test_the_gateway_answers_and_the_forward_is_there(
 def test_a_network_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usernet, "_has_route", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EngineError, match="host forwarding"):
-        open_usernet(tmp_path, [Forward(host=taken.getsockname()[1], guest=22)], None)
+        open_usernet(tmp_path, "vif0", [Forward(host=taken.getsockname()[1], guest=22)], None)
     assert find(tmp_path) == []
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pyxen.abi.agent import Kind
 from pyxen.image.native import compiler, language
 from pyxen.image.native.language import (
     copy,
@@ -23,6 +27,8 @@ from pyxen.image.native.language import (
     syscall,
     text,
 )
+from pyxen.xend.agent_frames import HEADER, Frame
+from tests.unit.xend.agents import start_at
 
 NUMBERS = static(8 * 64)
 COPY = static(64)
@@ -192,3 +198,23 @@ def test_python_itself_says_that_it_cannot() -> None:
     with pytest.raises(NotImplementedError):
         load8(0)
     assert len({language.static(8), language.static(8)}) == 2, "two of the same size are two"
+
+
+def test_the_agent_on_a_console_passes_every_byte_and_ends_with_it() -> None:
+    """Xen's console goes when its guest is saved; start-agent then looks for the one that comes (status 3)."""
+    host, terminal = os.openpty()
+    process = start_at(os.ttyname(terminal))
+    try:
+        # Until then a terminal echoes what comes, and takes its control characters for its own.
+        while termios.tcgetattr(terminal)[3] & termios.ICANON:
+            time.sleep(0.01)
+        nonce = bytes([3, 4, 10, 13, 17, 19, 26, 28, 127, 255, 0, 1, 2, 5, 8, 21])
+        os.write(host, Frame(Kind.HELLO, payload=nonce).pack())
+        answer = b""
+        while len(answer) < 32:
+            answer += os.read(host, 100)
+        assert answer[:24] == HEADER.pack(Kind.HELLO, 0, 0, 24) + nonce
+        os.close(terminal)
+    finally:
+        os.close(host)
+    assert process.wait(60) == 3

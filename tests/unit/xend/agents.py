@@ -38,6 +38,11 @@ def start(port: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(default, stdin=port.fileno(), stdout=subprocess.DEVNULL, cwd="/")
 
 
+def start_at(terminal: str) -> subprocess.Popen[bytes]:
+    """An agent on a terminal, as on Xen's console."""
+    return subprocess.Popen(["env", "--default-signal", program(), terminal], stdin=subprocess.DEVNULL, cwd="/")
+
+
 @asynccontextmanager
 async def linked() -> AsyncIterator[tuple[Link, subprocess.Popen[bytes]]]:
     """A conversation with an agent of its own, which must end by itself afterwards."""

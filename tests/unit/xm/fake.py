@@ -150,8 +150,8 @@ class FakeClient(Client):
     def attach_disk(self, ref: str, disk: Disk) -> Domain:
         return self._order("attach_disk", ref, disk)
 
-    def detach_disk(self, ref: str, vdev: str) -> Domain:
-        return self._order("detach_disk", ref, vdev)
+    def detach_disk(self, ref: str, vdev: str, *, force: bool = False) -> Domain:
+        return self._order("detach_disk", ref, vdev, force)
 
     def change_disc(self, ref: str, vdev: str, target: str | None = None) -> Domain:
         return self._order("change_disc", ref, vdev, target)
@@ -162,8 +162,8 @@ class FakeClient(Client):
     def attach_vif(self, ref: str, vif: Vif) -> Domain:
         return self._order("attach_vif", ref, vif)
 
-    def detach_vif(self, ref: str, vif: str) -> Domain:
-        return self._order("detach_vif", ref, vif)
+    def detach_vif(self, ref: str, vif: str, *, force: bool = False) -> Domain:
+        return self._order("detach_vif", ref, vif, force)
 
     def pin_vcpus(
         self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None

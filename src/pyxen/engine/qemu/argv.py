@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxen.abi.agent import PORT_NAME
-from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif, vif_numbers
-from pyxen.engine.contract import DomainSpec, vif_device
+from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif, vif_device, vif_numbers
+from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive
 from pyxen.engine.process import marker
 from pyxen.engine.qemu.disks import device_words, disk_arguments

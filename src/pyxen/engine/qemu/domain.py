@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pyxen.api import Trigger
-from pyxen.config.model import Disk, DomainType, Vif, vif_numbers
+from pyxen.config.model import Disk, DomainType, Vif, vif_device, vif_numbers
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, vif_device
-from pyxen.engine.domain import ProcessDomain, save_info
-from pyxen.engine.forwards import describe
+from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
+from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
-from pyxen.engine.qemu import hotplug
+from pyxen.engine.qemu import drives, hotplug
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.qmp import Session, execute, session
 from pyxen.engine.qemu.slots import drive_bus, has_virtio_console
@@ -90,8 +89,13 @@ class QemuDomain(ProcessDomain):
                 save_info(self.directory, self.info)
         self.spec = spec
 
-    async def unplug(self, device: str) -> None:
+    async def unplug(self, device: str, *, force: bool = False) -> None:
         self._refuse_stopped("unplug a device of")
+        if force:
+            raise Unsupported(
+                f"QEMU can't take a device away from '{self.spec.config.name}' against its guest's will",
+                hint=f"Without --force the guest is asked; xm destroy {self.spec.config.name} asks nobody.",
+            )
         disk = next((disk for disk in self.spec.config.disk if disk.vdev == device), None)
         hotplug.check_pluggable(self.spec.config, disk)
         async with self._session() as monitor:
@@ -100,10 +104,7 @@ class QemuDomain(ProcessDomain):
     async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
         self._refuse_stopped("change a disc of")
         if drive_bus(spec.config, disk) == "virtio":
-            raise Unsupported(
-                f"{disk.vdev} of '{spec.config.name}' is no drive whose disc can be changed: a pvh domain has none",
-                hint=f"Another disk can be attached: xm block-attach {spec.config.name} …",
-            )
+            raise no_drive(disk, spec)
         async with self._session() as monitor:
             await hotplug.change_disc(monitor, disk)
         self.spec = spec
@@ -111,7 +112,7 @@ class QemuDomain(ProcessDomain):
     async def resize_disk(self, vdev: str, size: int) -> None:
         self._refuse_stopped("resize a disk of")
         async with self._session() as monitor:
-            await hotplug.resize(monitor, vdev, size)
+            await drives.resize(monitor, vdev, size)
 
     async def pause(self) -> None:
         await self._order("pause", "stop")
@@ -301,12 +302,7 @@ class QemuDomain(ProcessDomain):
         with contextlib.suppress(PyxenError):
             async with session(self.directory) as monitor:
                 await hotplug.free(monitor, device)
-        number = next((n for n in vif_numbers(self.spec.config.vif) if vif_device(n) == device), None)
-        if number is not None:
-            vif = self.spec.config.vif[vif_numbers(self.spec.config.vif).index(number)]
-            gone = set(map(describe, vif.forward))
-            self.info.forwards[:] = [forward for forward in self.info.forwards if forward not in gone]
-            save_info(self.directory, self.info)
+        self._forget_forwards(device)
         self._has_left(device)
 
     async def _replug(self) -> None:

@@ -9,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
-import msgspec
-
-from pyxen.config.model import Disk, DomainConfig, DomainType, Vif
-from pyxen.engine.contract import DomainSpec, StartedInfo, vif_device
+from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, vif_device
+from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import slirp_words
-from pyxen.engine.layers import Drive, block_nodes, node_name, open_drives
+from pyxen.engine.layers import node_name
 from pyxen.engine.qemu.argv import card
 from pyxen.engine.qemu.disks import disk_device
+from pyxen.engine.qemu.drives import free_drive, open_drive
 from pyxen.engine.qemu.networks import open_network
 from pyxen.engine.qemu.qmp import Session
 from pyxen.engine.qemu.slots import drive_bus
-from pyxen.errors import InvalidRequest, PyxenError, Unsupported
+from pyxen.errors import PyxenError, Unsupported
 
-_FD_SET = re.compile(rb"/dev/fdset/([0-9]+)")
 _CARD = re.compile(r"nic([0-9]+)")
 
 
@@ -48,7 +44,7 @@ async def add_disk(monitor: Session, disk: Disk, spec: DomainSpec) -> None:
     """Plug in a disk of the laid-out ``spec``. Raises PyxenError; then nothing of it is left."""
     await free(monitor, disk.vdev)
     try:
-        drive = await _open(monitor, disk)
+        drive = await open_drive(monitor, disk)
         await monitor.execute("device_add", disk_device(spec, drive))
     except BaseException:
         await free(monitor, disk.vdev)
@@ -63,26 +59,13 @@ async def change_disc(monitor: Session, disk: Disk) -> None:
     await free(monitor, disk.vdev)
     try:
         if disk.target:
-            opened = await _open(monitor, disk)
+            opened = await open_drive(monitor, disk)
             await monitor.execute("blockdev-insert-medium", {**drive, "node-name": node_name(opened)})
     except BaseException:
         await free(monitor, disk.vdev)
         raise
     finally:
         await monitor.execute("blockdev-close-tray", drive)
-
-
-async def resize(monitor: Session, vdev: str, size: int) -> None:
-    """Make a disk ``size`` bytes long. Raises InvalidRequest if it is longer already."""
-    name = node_name_of(vdev)
-    nodes = await _nodes(monitor)
-    now = int(nodes[name]["image"]["virtual-size"])
-    if size < now:
-        raise InvalidRequest(
-            f"disk {vdev} has {now} bytes, and can't be made smaller while a domain uses it",
-            hint="What lies behind the new end would be lost.",
-        )
-    await monitor.execute("block_resize", {"node-name": name, "size": size})
 
 
 async def add_card(monitor: Session, number: int, vif: Vif, spec: DomainSpec, info: StartedInfo) -> None:
@@ -129,46 +112,4 @@ async def free(monitor: Session, device: str) -> None:
         with contextlib.suppress(PyxenError):
             await monitor.execute("netdev_del", {"id": f"vif{number[1]}"})
         return
-    nodes = await _nodes(monitor)
-    # The one that the guest saw first: those below are in use by it.
-    names = sorted((name for name in nodes if name.rpartition(".")[0] == device), key=lambda name: int(name[-1]))
-    sets = {int(each) for name in names for each in _FD_SET.findall(msgspec.json.encode(nodes[name]))}
-    for name in names:
-        with contextlib.suppress(PyxenError):
-            await monitor.execute("blockdev-del", {"node-name": name})
-    for each in sets:
-        with contextlib.suppress(PyxenError):
-            await monitor.execute("remove-fd", {"fdset-id": each})
-
-
-def node_name_of(vdev: str) -> str:
-    """The block node that a disk's guest sees."""
-    return node_name(Drive(Disk(vdev=vdev), ()))
-
-
-async def _open(monitor: Session, disk: Disk) -> Drive:
-    """Open a disk's layers, give them to QEMU, and make its block nodes of them."""
-    sets = await monitor.execute("query-fdsets")
-    with Descriptors(first=max((each["fdset-id"] for each in sets), default=0) + 1) as descriptors:
-        (drive,) = await asyncio.to_thread(open_drives, [disk], descriptors)
-        for number, fd in descriptors.sets.items():
-            await monitor.execute("add-fd", {"fdset-id": number}, fd=fd)
-        for node in block_nodes(drive):
-            await monitor.execute("blockdev-add", _nested(node))
-    return drive
-
-
-async def _nodes(monitor: Session) -> Mapping[str, Any]:
-    return {node["node-name"]: node for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
-
-
-def _nested(node: Mapping[str, str | bool]) -> dict[str, Any]:
-    """Properties with dots in their names as QMP wants them: ``file.driver`` is ``driver`` of ``file``."""
-    nested: dict[str, Any] = {}
-    for key, value in node.items():
-        *above, last = key.split(".")
-        place = nested
-        for part in above:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return nested
+    await free_drive(monitor, device)

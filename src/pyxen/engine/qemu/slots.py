@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, vif_numbers
-from pyxen.engine.contract import DomainSpec, vif_device
+from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, vif_device, vif_numbers
+from pyxen.engine.contract import DomainSpec
 from pyxen.errors import ResourceExhausted
 
 VGA_MODELS = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}

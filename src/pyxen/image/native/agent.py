@@ -73,10 +73,15 @@ SLOT: Final = DATA + STDIN_WINDOW
 
 LET_GO: Final = 2
 
+PORT_GONE: Final = 3
+"""The exit status that has start-agent look for the port anew."""
+
 _POLLS_FIRST: Final = 2
 _POLLFD: Final = 8
 
 PORT = static(8)
+IS_TERMINAL = static(8)
+"""The port is Xen's console: one that hangs up is gone, and its name will be another's."""
 SIGNALS = static(8)
 HUNG_UP = static(8)
 """The host is not connected; a SIGIO will tell when it is."""
@@ -104,7 +109,7 @@ def main(stack: int) -> int:
         if port < 0:
             return 1
     store64(PORT, port)
-    make_raw(port)
+    store64(IS_TERMINAL, make_raw(port))
     linux.block_signals(-1)
     store64(SCRATCH, 1 << linux.SIGCHLD - 1 | 1 << linux.SIGIO - 1 | 1 << linux.SIGTERM - 1)
     store64(SIGNALS, syscall(linux.SIGNALFD4, -1, SCRATCH, 8, linux.O_NONBLOCK | linux.O_CLOEXEC))
@@ -218,6 +223,8 @@ def receive() -> None:
         if count == -linux.EAGAIN:
             return
         hang_up()
+        if load64(IS_TERMINAL):
+            syscall(linux.EXIT_GROUP, PORT_GONE)
         if count < 0 or load64(PORT) == 0:
             syscall(linux.EXIT_GROUP, 0 if count == 0 else 1)
         store64(HUNG_UP, 1)

@@ -45,16 +45,17 @@ def fill_standard_streams() -> None:
         linux.close(fd)
 
 
-def make_raw(port: int) -> None:
-    """If the port is a terminal (Linux' hvc), have it pass on every byte as it is."""
+def make_raw(port: int) -> int:
+    """If the port is a terminal (Linux' hvc), have it pass on every byte as it is; returns whether it is one."""
     if syscall(linux.IOCTL, port, linux.TCGETS, TERMIOS) < 0:
-        return
+        return 0
     # struct termios: c_iflag, c_oflag, c_cflag, c_lflag, of 4 bytes each, then c_line and c_cc; VTIME is 5, VMIN 6.
     store32(TERMIOS, 0)
     store32(TERMIOS + 4, 0)
     store32(TERMIOS + 12, 0)
     store16(TERMIOS + 17 + 5, 1 << 8)
     syscall(linux.IOCTL, port, linux.TCSETS, TERMIOS)
+    return 1
 
 
 def exec_command(payload: int, size: int, ours: int, fallback: int) -> int:

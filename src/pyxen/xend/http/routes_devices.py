@@ -18,7 +18,7 @@ async def _attach_disk(call: Call) -> api.Domain:
 
 
 async def _detach_disk(call: Call) -> api.Domain:
-    return await call.core.devices.detach_disk(call.ref("domain"), call.body.vdev)
+    return await call.core.devices.detach_disk(call.ref("domain"), call.body.vdev, force=call.body.force)
 
 
 async def _change_disc(call: Call) -> api.Domain:
@@ -34,7 +34,7 @@ async def _attach_vif(call: Call) -> api.Domain:
 
 
 async def _detach_vif(call: Call) -> api.Domain:
-    return await call.core.devices.detach_vif(call.ref("domain"), call.body.vif)
+    return await call.core.devices.detach_vif(call.ref("domain"), call.body.vif, force=call.body.force)
 
 
 OPERATIONS = (

@@ -18,6 +18,7 @@ def command(session: Session, domain: str, file: Path, checkpoint: bool) -> None
 
     xm restore starts it again from there. The domain ends, unless it is a checkpoint. Its disks are not in the file: a
     domain that goes on after a checkpoint changes them, and what is restored then finds other disks than it left.
-    Nothing is lost if there is no room: the domain goes on.
+    Nothing is lost if there is no room: the domain goes on. A guest of the Xen engine puts itself in order first, which
+    one that is paused can't: xm unpause it before.
     """
     session.client.save(domain, str(file.absolute()), checkpoint=checkpoint)

@@ -208,7 +208,7 @@ def test_disks_work(place: Path, ordinary: bool) -> None:
         disk.read_into(4096, [memoryview(gone)])
         return [found.decode(), gone.hex(), disk.size, disk.discards]
 
-    outcome = jailed(use, place, ordinary=ordinary, made=lambda: RawDisk(image, read_only=False))
+    outcome = jailed(use, place, ordinary=ordinary, made=lambda: RawDisk.open(image, read_only=False))
     assert outcome.said == ["abcdefgh", "00" * 8, 1 << 20, True]
 
 
@@ -222,7 +222,7 @@ def test_disks_behind_a_server_and_streams_work(place: Path, ordinary: bool) -> 
 
     def make() -> tuple[NbdDisk, StreamLink, socket.socket]:
         ours, theirs = socket.socketpair()
-        return NbdDisk(path), StreamLink(ours), theirs
+        return NbdDisk.at(path), StreamLink(ours), theirs
 
     def use(things: tuple[NbdDisk, StreamLink, socket.socket]) -> list[Any]:
         disk, link, other = things
@@ -249,7 +249,7 @@ def test_devices_connect_and_work(place: Path, ordinary: bool) -> None:
 
     def make() -> tuple[RawDisk, StreamLink, socket.socket]:
         ours, theirs = socket.socketpair()
-        return RawDisk(image, read_only=False), StreamLink(ours), theirs
+        return RawDisk.open(image, read_only=False), StreamLink(ours), theirs
 
     def use(things: tuple[RawDisk, StreamLink, socket.socket]) -> list[Any]:
         disk, link, other = things

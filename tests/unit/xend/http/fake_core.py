@@ -63,7 +63,7 @@ class FakeDevices(Devices):
     async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
         return self._core.get(ref)
 
-    async def detach_disk(self, ref: str, vdev: str) -> api.Domain:
+    async def detach_disk(self, ref: str, vdev: str, *, force: bool = False) -> api.Domain:
         self._core.get(ref)
         raise NotFound(f"Cannot find device '{vdev}' in domain '{ref}'")
 
@@ -76,7 +76,7 @@ class FakeDevices(Devices):
     async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
         return self._core.get(ref)
 
-    async def detach_vif(self, ref: str, which: str) -> api.Domain:
+    async def detach_vif(self, ref: str, which: str, *, force: bool = False) -> api.Domain:
         return self._core.get(ref)
 
 

@@ -67,7 +67,7 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         ("resize-disk", {"vdev": "xvdb", "size_bytes": 0}, 400),
         ("attach-vif", {"vif": {}}, 200),
         ("attach-vif", {"vif": {"mac": "1"}}, 400),
-        ("detach-vif", {"vif": "0"}, 200),
+        ("detach-vif", {"vif": "0", "force": True}, 200),
         ("pin-vcpus", {"vcpu": 0, "cpus": "0-3,^1", "cpus_soft": "all"}, 200),
         ("pin-vcpus", {"cpus": "9"}, 400),
         ("pin-vcpus", {"cpus": "0;1"}, 400),

@@ -1,0 +1,224 @@
+"""A console beyond the first, from a front end's ring to a socket."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxen.abi import console_ring as abi
+from pyxen.abi.xenbus import XenbusState
+from pyxen.backend import channel
+from pyxen.backend.xenbus import Address, introduce
+from pyxen.engine.sockets import listen
+from pyxen.hypervisor import agent
+from pyxen.hypervisor.agent import AgentSocket
+from pyxen.hypervisor.loop import Loop
+from tests.unit.backend.guest import PATIENCE_S, ScriptedGuest
+
+FRONT = "device/console/1"
+BACK = "/local/domain/0/backend/console/1/1"
+
+
+class Lab:
+    """A guest with hvc_xen's manners, a loop that runs when it is waited for, and callers."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.loop = Loop()
+        self.guest = ScriptedGuest()
+        front, back = channel.describe(1, "org.pyxen.agent.0")
+        introduce(self.guest.local, Address(1, "console", 1), frontend=front, backend=back)
+        self.end = AgentSocket(listen(place, "agent.sock"), self.loop)
+        self.device = channel.attach(self.guest.local, self.guest, 1, self.end)
+        self.callers: list[socket.socket] = []
+
+    def connect(self) -> None:
+        """As xencons_connect_backend of Linux does."""
+        ref, self.page = self.guest.page()
+        self.words = self.page.cast("I")
+        self.ref, self.port = ref, self.guest.port()
+        for key, value in {"ring-ref": ref, "port": self.port, "state": 3}.items():
+            self.guest.write(f"{FRONT}/{key}", value)
+        self.turn()
+
+    def call(self) -> socket.socket:
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(str(self.place / "agent.sock"))
+        caller.setblocking(False)
+        self.callers.append(caller)
+        return caller
+
+    def event(self) -> None:
+        self.guest.evtchn.bound[self.port].callback()
+        self.turn()
+
+    def turn(self) -> None:
+        """One round of the main loop, without a wait."""
+        for key, mask in self.loop.selector.select(0):
+            key.data(mask)
+
+    def wait(self, read: socket.socket, count: int) -> bytes:
+        found = b""
+        end = time.monotonic() + PATIENCE_S
+        while len(found) < count:
+            assert time.monotonic() < end, found
+            self.turn()
+            try:
+                found += (data := read.recv(count - len(found)))
+            except BlockingIOError:
+                continue
+            assert data, "hung up"
+        return found
+
+    def say(self, data: bytes) -> None:
+        prod = self.words[abi.OUT_PROD >> 2]
+        for index, byte in enumerate(data):
+            self.page[abi.OUT + (prod + index) % abi.OUT_SIZE] = byte
+        self.words[abi.OUT_PROD >> 2] = prod + len(data)
+        self.event()
+
+    def hear(self) -> bytes:
+        """All that the guest can read now, and then some more, until there is nothing."""
+        found = b""
+        for _ in range(1000):
+            self.turn()
+            cons, prod = self.words[abi.IN_CONS >> 2], self.words[abi.IN_PROD >> 2]
+            found += bytes(self.page[abi.IN + (cons + n) % abi.IN_SIZE] for n in range(prod - cons))
+            self.words[abi.IN_CONS >> 2] = prod
+            self.event()
+        return found
+
+    def state(self) -> str | None:
+        return self.guest.local.read(f"{BACK}/state")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    found = Lab(tmp_path)
+    yield found
+    found.device.destroy()
+    for caller in found.callers:
+        caller.close()
+    assert not found.guest.grants.mapped
+    assert list(found.loop.selector.get_map()) == [found.loop._wakeup]
+    found.loop.close()
+
+
+def test_what_the_tool_stack_says_of_it(lab: Lab) -> None:
+    read = lab.guest.local.read
+    assert read("/local/domain/1/device/console/1/name") == read(f"{BACK}/name") == "org.pyxen.agent.0"
+    assert read("/local/domain/1/device/console/1/type") == "ioemu"
+    assert read("/local/domain/1/device/console/1/output") == "chardev:libxl-channel1"
+    assert read(f"{BACK}/protocol") == "vt100"
+    assert lab.state() == str(XenbusState.INIT_WAIT.value)
+
+
+def test_both_sides_hear_each_other(lab: Lab) -> None:
+    caller = lab.call()
+    lab.turn()
+    lab.connect()
+    assert lab.state() == str(XenbusState.CONNECTED.value)
+    lab.say(b"from the guest")
+    assert lab.wait(caller, 14) == b"from the guest"
+    caller.sendall(b"to the guest")
+    assert lab.hear() == b"to the guest"
+    assert lab.guest.evtchn.bound[lab.port].notified
+
+
+def test_what_is_said_before_the_guest_is_there_waits_for_it(lab: Lab) -> None:
+    caller = lab.call()
+    caller.sendall(b"early")
+    for _ in range(3):
+        lab.turn()
+    lab.connect()
+    assert lab.hear() == b"early"
+
+
+def test_what_a_caller_left_that_has_gone_is_not_the_next_ones(lab: Lab) -> None:
+    first = lab.call()
+    first.sendall(b"early")
+    for _ in range(3):
+        lab.turn()
+    second = lab.call()
+    second.sendall(b"second")
+    first.close()
+    for _ in range(5):
+        lab.turn()
+    lab.connect()
+    assert lab.hear() == b"second"
+
+
+def test_what_nobody_listens_to_is_thrown_away(lab: Lab) -> None:
+    lab.connect()
+    lab.say(b"nobody")
+    caller = lab.call()
+    lab.turn()
+    lab.say(b"somebody")
+    assert lab.wait(caller, 8) == b"somebody"
+
+
+def test_a_guest_that_does_not_read_stops_its_caller_and_loses_nothing(lab: Lab) -> None:
+    lab.connect()
+    caller = lab.call()
+    data = bytes(range(251)) * 4000
+    sent = 0
+    for _ in range(100):
+        lab.turn()
+        try:
+            sent += caller.send(data[sent:])
+        except BlockingIOError:
+            continue
+    assert sent < len(data), "somebody took a megabyte for a guest that reads nothing"
+    heard = b""
+    while sent < len(data) or len(heard) < len(data):
+        heard += lab.hear()
+        try:
+            sent += caller.send(data[sent:])
+        except BlockingIOError:
+            continue
+    assert heard == data
+
+
+def test_a_guest_that_floods_its_caller_is_hung_up_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "_MOST_SAID", 1 << 20)
+    lab.connect()
+    lab.call()
+    lab.turn()
+    other = lab.call()
+    for _ in range(2000):
+        lab.words[abi.OUT_PROD >> 2] += 2048
+        lab.guest.evtchn.bound[lab.port].callback()
+    assert len(lab.end._said) <= (1 << 20) + 2048
+    for _ in range(3):
+        lab.turn()
+    lab.say(b"again")
+    assert lab.wait(other, 5) == b"again"
+
+
+def test_a_front_end_that_comes_again_goes_on(lab: Lab) -> None:
+    """As after a restoration, or with another driver."""
+    caller = lab.call()
+    lab.turn()
+    lab.connect()
+    lab.guest.write(f"{FRONT}/state", XenbusState.CLOSED.value)
+    assert lab.state() == str(XenbusState.CLOSED.value)
+    assert not lab.guest.grants.mapped
+    caller.sendall(b"meanwhile")
+    lab.turn()
+    lab.guest.write(f"{FRONT}/state", XenbusState.INITIALISING.value)
+    lab.connect()
+    assert lab.hear() == b"meanwhile"
+
+
+@pytest.mark.parametrize("key", ["ring-ref", "port", "protocol"])
+def test_what_can_not_be_is_refused(lab: Lab, key: str) -> None:
+    ref, _ = lab.guest.page()
+    keys: dict[str, str | int] = {"ring-ref": ref, "port": lab.guest.port(), key: 4000}
+    for name, value in keys.items():
+        lab.guest.write(f"{FRONT}/{name}", value)
+    lab.guest.write(f"{FRONT}/state", 3)
+    assert lab.state() == str(XenbusState.CLOSING.value)
