@@ -126,10 +126,8 @@ async def test_a_guest_that_does_not_let_go(boot: Boot, image: str) -> None:
 
 
 async def test_what_a_guest_clings_to_can_be_taken_away(boot: Boot, image: str) -> None:
-    xend = await boot(detach_timeout=0.05)
+    xend = await boot()
     await create(xend, extra="fake.clinging", disk=(Disk(vdev="xvda", target=image),), vif=(Vif(mac=MACS[0]),))
-    with pytest.raises(EngineError, match=r"has not let go"):
-        await xend.domains.devices.detach_disk("web", "xvda")
     await xend.domains.devices.detach_disk("web", "xvda", force=True)
     await xend.domains.devices.detach_vif("web", "0", force=True)
     assert (config(xend).disk, config(xend).vif, written(xend).config.vif) == ((), (), ())
