@@ -1,7 +1,7 @@
 """``agent.sock``: where xend speaks to the agent in the guest, through a console of its own (backend.channel).
 
-One caller at a time; others wait in the socket. What the guest says while nobody listens is thrown away, and what a
-caller says before the guest's driver is there waits for it.
+One caller at a time; others wait in the socket. What the guest says while nobody listens is thrown away. Of what a
+caller says before the guest's driver is there the last waits for it: that is its last greeting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyxen.hypervisor.loop import Loop
 
 DEVID: Final = 1
 _AT_ONCE: Final = 65536
-_MOST_EARLY: Final = 65536
+_MOST_EARLY: Final = 4096
 _MOST_SAID: Final = 2 * MOST_COMMANDS * OUTPUT_WINDOW + _AT_ONCE
 """Bytes of the guest's that wait for the caller: what an agent may send before it is told to go on, and answers."""
 
@@ -99,7 +99,7 @@ class AgentSocket:
 
     def _room(self) -> int:
         """How much the caller may say now."""
-        return _MOST_EARLY - len(self._early) if self._console is None else self._console.room
+        return _AT_ONCE if self._console is None else self._console.room
 
     def _give(self) -> bool:
         assert self._caller is not None
@@ -125,7 +125,7 @@ class AgentSocket:
                 self._hang_up()
                 return
             if self._console is None:
-                self._early += data
+                self._early = (self._early + data)[-_MOST_EARLY:]
             else:
                 self._console.type(data)
         self._go_on()

@@ -138,6 +138,17 @@ def test_what_is_said_before_the_guest_is_there_waits_for_it(lab: Lab) -> None:
     assert lab.hear() == b"early"
 
 
+def test_of_many_greetings_the_guest_hears_the_last_one(lab: Lab) -> None:
+    caller = lab.call()
+    for number in range(5):
+        caller.sendall(bytes(70_000) + b"greeting %d" % number)
+        for _ in range(5):
+            lab.turn()
+    lab.connect()
+    heard = lab.hear()
+    assert heard.endswith(b"greeting 4") and len(heard) <= 4096
+
+
 def test_what_a_caller_left_that_has_gone_is_not_the_next_ones(lab: Lab) -> None:
     first = lab.call()
     first.sendall(b"early")
