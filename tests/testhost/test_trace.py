@@ -12,9 +12,14 @@ set -e
 xm() { python -m pyxen.xm "$@"; }
 python -m pyxen.xend start
 xm create -p kernel=/vmlinux ramdisk=/ramdisk cmdline=quiet name=inner engine=xen memory=192
+sockets() { ls -l /proc/$(cat /run/xend/domains/1/pid)/fd | grep -c socket: || true; }
+before=$(sockets)
 xm debug-trace inner --format json > /boot.trace &
 tracer=$!
-sleep 1
+tries=0
+until [ $(sockets) -gt $before ]; do # it has one to the hypervisor
+  tries=$((tries + 1)); [ $tries -lt 1000 ]; sleep 0.2
+done
 xm unpause inner
 tries=0
 until grep -q '~# ' /run/xend/domains/1/console.log; do

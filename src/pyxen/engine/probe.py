@@ -45,7 +45,10 @@ _MEMORY_BYTES = 0x10000
 _PML4, _PDPT, _PD, _CODE, _DATA, _XSAVE_AREA, _STACK = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000, 0x9000
 _PORT, _PASSED, _FAILED = 0xF4, 42, 1
 _LOOPS = 250_000
-_SLOWEST_LOOPS_PER_S = 5_000_000
+_SLOWEST_LOOPS_PER_S = 3_000_000
+"""KVM that emulates does a sixth of it; KVM inside an emulated machine does ten times as much."""
+_TRIES = 5
+"""A machine that is itself a busy host's guest may lose its CPU in the midst of it, and not even know."""
 _XSAVE = 1 << 26  # CPUID leaf 1, ECX
 
 _EXCHANGE = bytes.fromhex(
@@ -156,13 +159,22 @@ def run_probe(argv: list[str] | None = None, bound_s: float = _BOUND_S) -> Verdi
 def probe(device: Path = DEVICE) -> Verdict:
     """Run the guest in this process. It may never return."""
     try:
-        with contextlib.ExitStack() as stack:
-            return _probe(os.open(device, os.O_RDWR | os.O_CLOEXEC), stack)
+        speed = 0.0
+        for _ in range(_TRIES):
+            with contextlib.ExitStack() as stack:
+                found = _probe(os.open(device, os.O_RDWR | os.O_CLOEXEC), stack)
+            if isinstance(found, Verdict):
+                return found
+            speed = max(speed, found)
+            if found * 2 < _SLOWEST_LOOPS_PER_S:
+                break
+        return Verdict(False, f"it emulates guests instead of running them: {speed / 1e6:.1f} million loops a second")
     except OSError as error:
         return Verdict(False, f"{device} refused to set up a guest: {error.strerror}")
 
 
-def _probe(kvm: int, stack: contextlib.ExitStack) -> Verdict:
+def _probe(kvm: int, stack: contextlib.ExitStack) -> Verdict | float:
+    """A verdict; or how many loops a second it did, which are too few."""
     stack.callback(os.close, kvm)
     if (version := fcntl.ioctl(kvm, _GET_API_VERSION, 0)) != _API_VERSION:
         return Verdict(False, f"it speaks version {version} of the interface, not {_API_VERSION}")
@@ -233,7 +245,7 @@ def _enter_long_mode(vcpu: int, *, xsave: bool) -> None:
     fcntl.ioctl(vcpu, _SET_REGS, struct.pack("18Q", *(0,) * 6, _STACK, *(0,) * 9, _CODE, 0x2))
 
 
-def _run(vcpu: int, run: mmap.mmap) -> Verdict:
+def _run(vcpu: int, run: mmap.mmap) -> Verdict | float:
     started = time.thread_time()
     fcntl.ioctl(vcpu, _RUN, 0)
     elapsed = time.thread_time() - started
@@ -244,9 +256,7 @@ def _run(vcpu: int, run: mmap.mmap) -> Verdict:
     if port != _PORT or run[offset] != _PASSED:
         return Verdict(False, "its test guest got a wrong result from lock cmpxchg16b")
     if elapsed * _SLOWEST_LOOPS_PER_S > _LOOPS:
-        return Verdict(
-            False, f"it emulates guests instead of running them: {_LOOPS / elapsed / 1e6:.1f} million loops a second"
-        )
+        return _LOOPS / elapsed
     fcntl.ioctl(vcpu, _RUN, 0)
     (reason,) = struct.unpack_from("I", run, _EXIT_REASON)
     if reason != _EXIT_HLT:

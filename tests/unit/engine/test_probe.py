@@ -51,6 +51,25 @@ def test_a_file_that_is_no_kvm(tmp_path: Path) -> None:
     assert "refused to set up a guest" in probe.probe(device).reason
 
 
+def test_a_guest_that_lost_its_cpu_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    found: list[Verdict | float] = [2.9e6, 1.6e6, Verdict(True, "it ran")]
+
+    def try_once(kvm: int, _stack: object) -> Verdict | float:
+        os.close(kvm)
+        return found.pop(0)
+
+    monkeypatch.setattr(probe, "_probe", try_once)
+    assert probe.probe(device).usable
+    found[:] = [2.9e6] * 10
+    assert "emulates guests instead of running them: 2.9 million" in probe.probe(device).reason
+    assert len(found) == 5
+    found[:] = [0.5e6] * 10
+    assert not probe.probe(device).usable
+    assert len(found) == 9, "one that emulates is not tried again"
+
+
 def test_a_verdict_is_kept_until_the_device_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "kvm"
     device.touch()
