@@ -1,6 +1,6 @@
 """Two xends on one machine that trust each other, as two hosts with a shared folder would.
 
-Each has a network of its own, where the test is allowed to make such: a network namespace, with a cable between them.
+Each has a network of its own, where the test can make such: a network namespace, with a cable between them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Side(Host):
 @contextlib.contextmanager
 def _networks() -> Iterator[list[tuple[str, str | None]]]:
     """Two addresses that reach each other, and the namespaces that they are in."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or "PYXEN_TEST_HOST" in os.environ:  # busybox' ip knows no namespaces
         yield [("127.0.0.1", None), ("127.0.0.1", None)]
         return
     names = [f"pyxen-test-{os.getpid()}-{end}" for end in "ab"]

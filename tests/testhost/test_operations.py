@@ -66,6 +66,31 @@ def test_vcpus_come_and_go_while_the_guest_works(files: dict[str, Path]) -> None
     assert "refused" in output
 
 
+_MANY_VCPUS = r"""
+xm create kernel=/vmlinux ramdisk=/ramdisk cmdline="quiet lpj=10000000" name=inner engine=xen \
+  memory=384 vcpus=1 maxvcpus=32
+prompt
+guest 'for n in 1 2; do (while [ ! -e /run/stop ]; do :; done) & done; echo busy-now' busy-now
+for count in 32 1; do
+  xm vcpu-set inner $count
+  began=$(cut -d. -f1 /proc/uptime)
+  try has 4 $count
+  echo "== $count after $(($(cut -d. -f1 /proc/uptime) - began)) s"
+  guest "echo count-\$(nproc)-\$(grep -c ^processor /proc/cpuinfo)" "count-$count-$count"
+done
+guest 'touch /run/stop; dmesg | grep -E "BUG|Call Trace|soft lockup|detected stall"; echo idle-again' idle-again
+cat $(log) | grep -E 'BUG|Call Trace|soft lockup|detected stall' || echo quiet
+xm destroy inner
+"""
+
+
+def test_from_one_vcpu_to_32_and_back_under_load(files: dict[str, Path]) -> None:
+    """Without ``lpj`` each VCPU measures its delay loop by timer ticks, which takes seconds here."""
+    output = play(_PRELUDE + _MANY_VCPUS, files)
+    print(*[line for line in output.splitlines() if line.startswith("== ")], sep="\n")
+    assert "\nquiet\n" in output, output
+
+
 _MEMORY = r"""
 create memory=128 maxmem=256
 prompt

@@ -31,6 +31,10 @@ RUNSTATE_OFFLINE: Final = 3
 RUNSTATE_UPDATE: Final = 1 << 63
 """In ``entry_time`` while the area is being written, if the guest asked for it by vm_assist."""
 
+PVCLOCK_TSC_STABLE: Final = 1
+PVCLOCK_GUEST_STOPPED: Final = 2
+"""Flags of vcpu_time_info (xen.h): all VCPUs' TSCs agree; the guest stood still, and clears this when it has seen it."""
+
 SINGLESHOT_FUTURE: Final = 1
 """A singleshot timer's flag: refuse a deadline that has passed."""
 

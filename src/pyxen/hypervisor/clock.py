@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pyxen.abi.vcpu import PVCLOCK_TSC_STABLE
 from pyxen.hypervisor import machine_code
 from pyxen.hypervisor.builder.cpuid import tsc_scale
 from pyxen.hypervisor.machine import PvClock
 
-_TSC_STABLE: Final = 1
 _CLOCKSOURCE: Final = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _U64: Final = (1 << 64) - 1
 
@@ -79,7 +79,7 @@ class GuestClock:
         self._since_ns = since_ns
         self._rdtsc = _rdtsc()
         self._shift, self._mul = tsc_scale(tsc_khz)
-        self._flags = _TSC_STABLE if len(set(offsets)) == 1 and _host_trusts_tsc() else 0
+        self._flags = PVCLOCK_TSC_STABLE if len(set(offsets)) == 1 and _host_trusts_tsc() else 0
         self._start = self._scaled(self._rdtsc() if start is None else start)
 
     def now_ns(self) -> int:

@@ -16,7 +16,7 @@ from pyxen.abi.event_channel import VIRQ_DEBUG, VIRQ_TIMER
 from pyxen.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
 from pyxen.abi.sched import SHUTDOWN_WATCHDOG
 from pyxen.abi.shared_info import DOMID_SELF, PAGE_SIZE, TIME, VCPU_INFO_SIZE
-from pyxen.abi.vcpu import RUNSTATE_RUNNING, VCPU_TIME_INFO, VcpuTimeInfo
+from pyxen.abi.vcpu import PVCLOCK_GUEST_STOPPED, RUNSTATE_RUNNING, VCPU_TIME_INFO, VcpuTimeInfo
 from pyxen.hypervisor.atomic import SharedPage
 from pyxen.hypervisor.evtchn import EventChannels
 from pyxen.hypervisor.grants import DEFAULT_MAX_FRAMES, GrantTable
@@ -115,8 +115,11 @@ class Domain:
             if self.vcpus[vcpu].upcall_pending:
                 self.vcpus[vcpu].interrupt()
 
-    def update_time(self, vcpu: int) -> None:
-        """Write the VCPU's clock into vcpu_info, and into its second area if there is one."""
+    def update_time(self, vcpu: int, *, stopped: bool = False) -> None:
+        """Write the VCPU's clock into vcpu_info, and into its second area if there is one.
+
+        ``stopped``: the guest is to know that it stood still, and no watchdog of its need bark.
+        """
         with self.lock:
             target = self.vcpus[vcpu]
             clock = self.machine.pvclock(vcpu)
@@ -128,7 +131,8 @@ class Domain:
                 version, 0, clock.tsc_timestamp, clock.system_time, clock.mul, clock.shift & 0xFF, clock.flags, 0
             )
             offset = target.info_offset + TIME
-            target.info.view[offset + 4 : offset + VCPU_TIME_INFO.size64] = VCPU_TIME_INFO.pack(time, 64)[4:]
+            shown = time._replace(flags=clock.flags | PVCLOCK_GUEST_STOPPED) if stopped else time
+            target.info.view[offset + 4 : offset + VCPU_TIME_INFO.size64] = VCPU_TIME_INFO.pack(shown, 64)[4:]
             words[start] = (version + 1) & _MASK_32
             target.time_area.update(time)
 
@@ -260,6 +264,13 @@ class Domain:
         """The machine goes on after a shutdown of kind suspend."""
         with self.lock:
             self.shutdown = self.shutdown_code = None
+            self.stood_still()
+
+    def stood_still(self) -> None:
+        """The machine goes on after a while in which time did."""
+        with self.lock:
+            for vcpu in self.vcpus:
+                self.update_time(vcpu.index, stopped=True)
 
     def _timer_fired(self, vcpu: int) -> None:
         self.evtchn.raise_virq(VIRQ_TIMER, vcpu)

@@ -30,7 +30,7 @@ class PvClock(NamedTuple):
     mul: int
     shift: int
     flags: int
-    """1: the TSCs of all VCPUs agree (TSC_STABLE)."""
+    """1: the TSCs of all VCPUs agree (XEN_PVCLOCK_TSC_STABLE_BIT)."""
 
 
 class Machine(Protocol):

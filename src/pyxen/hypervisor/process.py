@@ -214,6 +214,7 @@ class DomainProcess:
         self._orders.refuse_busy("unpause")
         if self._paused:
             self._paused = False
+            self.domain.stood_still()
             self.machine.unpause()
             self._events.resumed()
 

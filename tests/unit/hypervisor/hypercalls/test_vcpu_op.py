@@ -17,6 +17,7 @@ from pyxen.abi.hypercall import (
     VM_ASSIST_RUNSTATE_UPDATE_FLAG,
 )
 from pyxen.abi.sched import SHUTDOWN_POWEROFF
+from pyxen.abi.shared_info import TIME
 from tests.unit.hypervisor.hypercalls.registers import FLAT, LONG_MODE
 from tests.unit.hypervisor.hypercalls.scripted import NOWHERE, PAGE, SIZE, ScriptedGuest
 
@@ -228,6 +229,21 @@ def test_the_second_clock_is_written_and_its_version_is_even(guest: ScriptedGues
     guest.machine.now += 1000
     guest.domain.update_time(2)
     assert abi.VCPU_TIME_INFO.unpack(guest.memory.view(address, 32), 64) == second
+
+
+def test_a_guest_that_stood_still_is_told_in_its_clock(guest: ScriptedGuest) -> None:
+    address = 0x300 * PAGE
+    assert register_area(guest, abi.REGISTER_VCPU_TIME_MEMORY_AREA, address, vcpu=1) == 0
+    info = guest.domain.vcpus[1].info.view[64 + TIME : 64 + TIME + 32]
+    for tell in (guest.domain.stood_still, guest.domain.resume):
+        guest.domain.update_time(1)
+        assert abi.VCPU_TIME_INFO.unpack(info, 64).flags == abi.PVCLOCK_TSC_STABLE
+        tell()
+        shown = abi.VCPU_TIME_INFO.unpack(info, 64)
+        assert shown.flags == abi.PVCLOCK_TSC_STABLE | abi.PVCLOCK_GUEST_STOPPED
+        assert shown.version % 2 == 0
+    second = abi.VCPU_TIME_INFO.unpack(guest.memory.view(address, 32), 64)
+    assert second.flags == abi.PVCLOCK_TSC_STABLE, "where nobody would clear it"
 
 
 @pytest.mark.parametrize("cmd", [abi.REGISTER_RUNSTATE_PHYS_AREA, abi.REGISTER_VCPU_TIME_PHYS_AREA])
