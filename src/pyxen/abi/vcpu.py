@@ -33,7 +33,7 @@ RUNSTATE_UPDATE: Final = 1 << 63
 
 PVCLOCK_TSC_STABLE: Final = 1
 PVCLOCK_GUEST_STOPPED: Final = 2
-"""Flags of vcpu_time_info (xen.h): all VCPUs' TSCs agree; the guest stood still, and clears this when it has seen it."""
+"""Flags of vcpu_time_info (xen.h): all VCPUs' TSCs agree; the guest stood still, and clears that when it sees it."""
 
 SINGLESHOT_FUTURE: Final = 1
 """A singleshot timer's flag: refuse a deadline that has passed."""

@@ -20,7 +20,7 @@ import pytest
 
 from pyxen.api import ShutdownReason
 from pyxen.config.model import Disk, DiskFormat, DomainConfig, Vif
-from pyxen.engine.contract import DomainSpec, RunningDomain, Stopped
+from pyxen.engine.contract import DomainSpec, Limits, Moving, RunningDomain, Stopped
 from pyxen.engine.domain import load_info
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import find
@@ -245,6 +245,34 @@ async def test_a_guest_that_suspends_itself_goes_on_here_and_in_another_process(
             await start(engine, place, state=file.fileno(), machine="xen-0")
         with pytest.raises(EngineError, match="the state is damaged: it ends too early"):
             await start(engine, place, state=file.fileno(), machine=machine)
+
+
+async def test_a_running_guest_is_sent_and_is_not_when_that_is_called_off(engine: XenEngine, place: Path) -> None:
+    domain, directory = await start(engine, place, kernel=writer(150))
+    machine = await domain.machine()
+    told: list[Moving] = []
+    begun = asyncio.Event()
+    out, into = os.pipe()
+    sending = asyncio.create_task(domain.send_live(into, Limits(), lambda moving: begun.set()))
+    await begun.wait()
+    sending.cancel()  # nobody reads, so it has not come far
+    await asyncio.gather(sending, return_exceptions=True)
+    await domain.thaw()
+    for fd in (out, into):
+        os.close(fd)
+    with (place / "state").open("wb") as file:
+        await domain.send_live(file.fileno(), Limits(bandwidth=64 << 20), told.append)
+    assert domain.suspended
+    assert told[-1].rounds > 1
+    assert told[-1].remaining == 0
+    assert told[-1].stopped_s > 0
+    await domain.thaw()
+    await printed(directory, "the same\n")
+    await domain.destroy()
+    with (place / "state").open("rb") as file:
+        other, directory = await start(engine, place, kernel=b"no kernel", state=file.fileno(), machine=machine)
+    await printed(directory, "the same\n")
+    await other.destroy()
 
 
 async def test_guests_go_on_from_memory_that_they_share(engine: XenEngine, place: Path) -> None:

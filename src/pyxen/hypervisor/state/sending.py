@@ -116,6 +116,7 @@ class Sending:
             with self._domain.lock:
                 self._add(self._domain.memory.kept | self._domain.grants.written())
             self.remaining = self._collect()
+            self.round += 1
         for region in self._ram:
             again = ram.write_again(self._writer, region, self._left.get(region.start, 0))
             for piece in again if self._logging else ram.write(self._writer, region):
