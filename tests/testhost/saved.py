@@ -22,6 +22,8 @@ from pyxen.errors import PyxenError
 _RUN = Path("/run/xend/domains")
 _PATIENCE_S = 400.0
 _NAME = "inner"
+_LONGER_THAN_WATCHDOGS_S = 40
+"""Linux takes a CPU for stuck after some 20 seconds."""
 _FLAG_AT = 8 << 20
 _SCRIPT = """
 # In the guest: from a disk, for a console takes long lines slowly.
@@ -76,6 +78,10 @@ def main() -> None:
         _type(domid, ". /dev/xvdb; begin; echo begun-$?\n")
         _wait(lambda: "\nbegun-0" in _log(domid), "the guest's work does not begin")
         rounds["first"] = _check(domid, "first")
+        client.pause(_NAME)
+        time.sleep(_LONGER_THAN_WATCHDOGS_S)
+        client.unpause(_NAME)
+        rounds["paused"] = _check(domid, "paused")
         for cycle in range(cycles):
             began = time.monotonic()
             client.save(_NAME, "/state")

@@ -16,7 +16,7 @@ def test_a_guest_goes_on_from_where_it_was_saved(files: dict[str, Path]) -> None
     assert done.status == 0, f"{done.output}\n{done.console}"
     found = json.loads(done.output[done.output.index('{"rounds"') :])
     rounds = found["rounds"]
-    assert list(rounds) == ["first", *(f"cycle{n}" for n in range(_CYCLES)), "goes-on", "again"]
+    assert list(rounds) == ["first", "paused", *(f"cycle{n}" for n in range(_CYCLES)), "goes-on", "again"]
     uptime = 0
     for word, told in rounds.items():
         assert told["disk"] == told["memory"] == rounds["first"]["memory"], rounds
