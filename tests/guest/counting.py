@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 
 import pexpect
@@ -13,10 +14,14 @@ COUNTER = "(n=0; while :; do n=$((n+1)); echo $n >> /tmp/n; sleep 0.05; done) &"
 UNBROKEN = "seq $(wc -l < /tmp/n) > /tmp/s; head -n $(wc -l < /tmp/s) /tmp/n | cmp - /tmp/s && echo unbroken"
 
 
-def start_counting(host: Host, vcpus: int, *words: str) -> str:
+def start_counting(host: Host, vcpus: int, *words: str, qcow2: bool = False) -> str:
     """Start "web", whose disk is a file in the host's root; the digest of what is in its memory and on its disk."""
-    disk = make_disk(host.root / "data.img", 16)
-    host.xm("create", "image=tiny", "name=web", "memory=192", f"vcpus={vcpus}", f"disk=file:{disk},xvda,w", *words)
+    disk = f"file:{make_disk(host.root / 'data.img', 16)}"
+    if qcow2:
+        command = ["qemu-img", "convert", "-O", "qcow2", "data.img", "data.qcow2"]
+        subprocess.run(command, check=True, cwd=host.root)
+        disk = f"tap:qcow2:{host.root / 'data.qcow2'}"
+    host.xm("create", "image=tiny", "name=web", "memory=192", f"vcpus={vcpus}", f"disk={disk},xvda,w", *words)
     console = host.ready("web")
     type_line(console, "mkdir -p /data && mount /dev/xvda /data")
     type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")

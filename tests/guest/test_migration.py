@@ -20,7 +20,7 @@ _FAULTS = os.environ.get("PYXEN_FAULTS", "loaded,given,committed,accepted").spli
 
 def test_a_guest_goes_to_and_fro() -> None:
     with pair() as (one, other):
-        digest = start_counting(one, 2)
+        digest = start_counting(one, 2, qcow2=True)
         stranger = try_migrate(other, one)
         assert "does not exist" in stranger.stderr
         assert "would fit" in migrate(one, other, "--check")

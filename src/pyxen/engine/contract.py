@@ -157,6 +157,8 @@ class StartedInfo:
     warnings: list[str] = field(default_factory=list)
     jail: list[str] = field(default_factory=list)
     """What confines the process, beyond its user's own bounds."""
+    late: list[str] = field(default_factory=list)
+    """Disks that it gets when it is unpaused for the first time."""
 
 
 class RunningDomain(Protocol):

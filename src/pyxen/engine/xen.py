@@ -73,6 +73,7 @@ class XenDomain(ProcessDomain):
         await self.wait_paused(True)
 
     async def unpause(self) -> None:
+        await self._attach_late()
         await self._order("unpause", "unpause")
         await self.wait_paused(False)
 
@@ -203,6 +204,18 @@ class XenDomain(ProcessDomain):
         assert disk is not None
         await plugs.resize(self._execute, disk, size, self.directory)
 
+    async def _attach_late(self) -> None:
+        """Give it the disks that were another process's up to now; again from the start, if a xend died over it."""
+        if not self.info.late:
+            return
+        self._refuse_stopped("unpause")
+        there = (await self._execute("devices", {}))["attached"]
+        for vdev in self.info.late:
+            if vdev not in there and (disk := self._disk(vdev)) is not None:
+                await plugs.add_disk(self._execute, disk, self.directory, self.spec.uid)
+        self.info.late.clear()
+        save_info(self.directory, self.info)
+
     async def learn_devices(self) -> None:
         """See which devices of the spec there are: an earlier xend may have died while one came, went or grew."""
         if not self.alive:
@@ -210,7 +223,7 @@ class XenDomain(ProcessDomain):
         with contextlib.suppress(PyxenError):
             there = await self._execute("devices", {})
             for device in self._wanted():
-                if device not in there["attached"]:
+                if device not in (*there["attached"], *self.info.late):
                     await self._free(device)
             for vdev in there["held"]:
                 if (disk := self._disk(vdev)) is not None:
@@ -364,12 +377,13 @@ class XenEngine:
                 hint="Restore it with the version of pyxen that saved it.",
             )
         spec = msgspec.structs.replace(spec, cmdline=_with_vcpus(_with_console(spec.cmdline), spec))
-        info = StartedInfo(accelerator="kvm")
+        late = [disk.vdev for disk in spec.config.disk if disk.target and late_disks]
+        info = StartedInfo(accelerator="kvm", late=late)
         try:
             # Written again: it is what the process reads, and the command line has changed.
             (directory / "domain.json").write_bytes(msgspec.json.encode(spec))
             (directory / "stderr").touch(mode=0o600)
-            if disks := served(spec.config.disk):
+            if not late and (disks := served(spec.config.disk)):
                 await serve(disks, directory, spec.uid)
             if template is not None and not template.full:
                 assert state is not None
@@ -440,8 +454,11 @@ def _launch(
 ) -> int:
     """Start the process, with its networks; its id. Raises PyxenError and OSError."""
     words: list[str] = ["--paused"] if paused else []
-    for disk in served(spec.config.disk):
-        words += ["--nbd", f"{disk.vdev}={directory / DISKS_SOCKET}"]
+    sockets = directory / DISKS_SOCKET
+    if info.late:
+        words.append("--late-disks")
+    else:
+        words += [word for disk in served(spec.config.disk) for word in ("--nbd", f"{disk.vdev}={sockets}")]
     with Descriptors() as descriptors:
         given = []
         if template is not None:

@@ -32,13 +32,14 @@ class Sources:
     are not opened here.
     ``taps`` and ``streams``: by a vif's number, the descriptor of a tap device or of a stream of frames, each with its
     length before it (QEMU's "-netdev stream").
-    ``agent``: the socket on which xend asks for the agent.
+    ``agent``: the socket on which xend asks for the agent. ``late_disks``: no disk is there from the start.
     """
 
     nbd: Mapping[str, Path] = field(default_factory=dict)
     taps: Mapping[int, int] = field(default_factory=dict)
     streams: Mapping[int, int] = field(default_factory=dict)
     agent: int | None = None
+    late_disks: bool = False
 
     @property
     def fds(self) -> list[int]:

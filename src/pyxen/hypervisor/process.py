@@ -97,7 +97,7 @@ class DomainProcess:
         """Give the guest what its description says."""
         config = self.spec.config
         for disk in config.disk:
-            if disk.target:
+            if disk.target and not sources.late_disks:
                 self._devices.attach_disk(disk, sources.disk(disk))
         for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
             self._devices.attach_vif(number, vif, sources.link(number))
@@ -321,6 +321,7 @@ def main(argv: list[str]) -> None:
         taps={int(number): int(fd) for number, fd in options.tap},
         streams={int(number): int(fd) for number, fd in options.stream},
         agent=options.agent,
+        late_disks=options.late_disks,
     )
     given = [fd for fd in (options.state, options.template) if fd is not None]
     jail = Jail(mode(), keep=[*sources.fds, *given])
@@ -345,6 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--paused", action="store_true", help="wait for the order to unpause")
     parser.add_argument("--agent", type=int, metavar="FD", help="a socket that listens for whoever wants the agent")
     parser.add_argument("--state", type=int, metavar="FD", help="begin with the state that is read there")
+    parser.add_argument("--late-disks", action="store_true", help="all disks come by orders")
     parser.add_argument("--template", type=int, metavar="FD", help="with RAM that is a copy of what is there")
 
     def pairs(option: str, metavar: str, text: str) -> None:

@@ -61,6 +61,7 @@ async def start(
     state: int | None = None,
     machine: str | None = None,
     template: Template | None = None,
+    late_disks: bool = False,
     **config: Any,
 ) -> tuple[RunningDomain, Path]:
     directory = place / "domains" / "3"
@@ -80,7 +81,9 @@ async def start(
         uid=PRISONER if IS_ROOT else None,
         machine=machine,
     )
-    return await engine.start(spec, directory, paused=paused, state=state, template=template), directory
+    return await engine.start(
+        spec, directory, paused=paused, state=state, template=template, late_disks=late_disks
+    ), directory
 
 
 async def end_of(domain: RunningDomain) -> Stopped:
@@ -272,6 +275,37 @@ async def test_a_running_guest_is_sent_and_is_not_when_that_is_called_off(engine
     with (place / "state").open("rb") as file:
         other, directory = await start(engine, place, kernel=b"no kernel", state=file.fileno(), machine=machine)
     await printed(directory, "the same\n")
+    await other.destroy()
+
+
+async def test_disks_that_are_still_in_use_elsewhere_come_when_the_guest_goes_on(
+    engine: XenEngine, place: Path
+) -> None:
+    domain, directory = await start(engine, place, kernel=sleeper())
+    await until(domain, True)
+    machine = await domain.machine()
+    with (place / "state").open("wb") as file:
+        await domain.save_state(file.fileno())
+    await domain.destroy()
+    with (place / "state").open("rb") as file:
+        other, directory = await start(
+            engine, place, paused=True, state=file.fileno(), machine=machine, late_disks=True
+        )
+    assert isinstance(other, XenDomain)
+    spec, gone = other.spec, list[str]()
+    for _ in range(2):
+        other.on_unplugged(gone.append)
+        assert await ask(directory, "devices") == {"attached": [], "held": []}
+        other.close()
+        adopted = await engine.adopt(spec, directory)
+        assert isinstance(adopted, XenDomain)
+        other = adopted
+    await other.unpause()
+    assert await ask(directory, "devices") == {"attached": ["xvda"], "held": []}
+    await printed(directory, "restored\n")
+    await other.pause()
+    await other.unpause()
+    assert not gone
     await other.destroy()
 
 
