@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.guest.host import Host, type_line, wait_for
+from tests.guest.test_lifecycle import make_disk
 
 
 def _ask(host: Host, name: str, command: str, number: int) -> str:
@@ -21,9 +22,7 @@ def _ask(host: Host, name: str, command: str, number: int) -> str:
 
 def test_a_guest_goes_back_and_its_clones_go_their_own_ways(host: Host) -> None:
     disk = host.root / "data.qcow2"
-    raw = host.root / "data.img"
-    subprocess.run(["truncate", "-s", "16M", str(raw)], check=True)
-    subprocess.run(["mke2fs", "-q", "-t", "ext2", str(raw)], check=True)
+    raw = make_disk(host.root / "data.img", 16)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(disk)], check=True)
     host.xm("create", "image=tiny", "name=web", "memory=128", f"disk=tap:qcow2:{disk},xvda,w")
     console = host.ready("web")

@@ -1,14 +1,18 @@
-"""The tests of domains' lives, written for any engine, on the Xen engine: xm and its promises are the same there."""
+"""The tests of tests/guest, written for any engine, on the Xen engine: xm and its promises are the same there."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.guest.host import CACHE
 from tests.testhost import run
 
 _CHOSEN = "login or coredump or managed or rename_restart or maxmem"
 """Each of them takes most of a minute there."""
+_LIMIT_S = 1800
 
 
 def image_files() -> dict[str, Path]:
@@ -22,12 +26,41 @@ def image_files() -> dict[str, Path]:
     return {str(path): path for place in places for path in place.rglob("*") if path.is_file()}
 
 
-def test_lives_are_the_same_on_the_xen_engine() -> None:
-    words = ["-v", "-x", "-p", "no:cacheprovider", "tests/guest/test_lifecycle.py", "-k", _CHOSEN]
+def check(module: str, which: str, **environ: str) -> None:
+    """Run those tests of a module of tests/guest."""
+    words = [
+        "-v",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={_LIMIT_S}",
+        f"tests/guest/{module}.py",
+        "-k",
+        which,
+    ]
     done = run(
         ["python", "-m", "pytest", *words],
         files=image_files(),
-        environ={"PYXEN_TEST_CACHE": str(CACHE), "PYXEN_TEST_HOST": "1"},
+        environ={"PYXEN_TEST_CACHE": str(CACHE), "PYXEN_TEST_HOST": "1", **environ},
         live=True,
+        timeout_s=_LIMIT_S,
     )
     assert done.status == 0, f"{done.output}\n{done.console}"
+
+
+def test_lives_are_the_same() -> None:
+    check("test_lifecycle", _CHOSEN)
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+@pytest.mark.parametrize("which", ["to_and_fro", "called_off", "killed_xend"])
+def test_migration_is_the_same(which: str) -> None:
+    """There and back, with a disk; called off; and with a xend that dies when it is not certain who has the domain."""
+    cycles, faults = os.environ.get("PYXEN_CYCLES", "2"), os.environ.get("PYXEN_FAULTS", "given")
+    check("test_migration", which, PYXEN_CYCLES=cycles, PYXEN_FAULTS=faults)
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+def test_snapshots_and_clones_are_the_same() -> None:
+    check("test_snapshots", "goes_back")
