@@ -158,7 +158,7 @@ class StartedInfo:
     jail: list[str] = field(default_factory=list)
     """What confines the process, beyond its user's own bounds."""
     late: list[str] = field(default_factory=list)
-    """Disks that it gets when it is unpaused for the first time."""
+    """Disks that it gets when it goes on: until then they may be another process's."""
 
 
 class RunningDomain(Protocol):

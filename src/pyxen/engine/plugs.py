@@ -70,6 +70,18 @@ async def resize(order: Order, disk: Disk, size: int, directory: Path) -> None:
         await reconnect(order, disk, size, directory)
 
 
+async def let_go(order: Order, disk: Disk, directory: Path) -> None:
+    """Close a served disk's files, so that they are no longer locked. Its requests wait until ``take_again``."""
+    await order("hold-disk", {"device": disk.vdev})
+    await storage.remove(disk.vdev, directory)
+
+
+async def take_again(order: Order, disk: Disk, directory: Path, uid: int | None) -> None:
+    """Undo that. Raises EngineError while another process has the files."""
+    await storage.add(disk, directory, uid)
+    await reconnect(order, disk, 0, directory)
+
+
 async def reconnect(order: Order, disk: Disk, size: int, directory: Path) -> None:
     """Let the requests of a disk that was held go on."""
     await storage.ensure_served(disk, directory)

@@ -114,6 +114,7 @@ class XenDomain(ProcessDomain):
     async def thaw(self) -> None:
         if self.stopped is None:
             await self._execute("stop-sending", {})
+            await self._attach_late()
         # An earlier xend may have asked it to, a moment ago.
         if self.suspended or (await self._suspends_yet() and self.suspended):
             await self.resume()
@@ -128,7 +129,11 @@ class XenDomain(ProcessDomain):
     async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
         if self.paused or self.suspended:
             await super().send_live(stream, limits, progress)
-            return
+        else:
+            await self._send_running(stream, limits, progress)
+        await self._let_go_of_disks()
+
+    async def _send_running(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
         pace = {"bandwidth": limits.bandwidth, "downtime_ms": limits.downtime_ms, "converge": limits.converge}
         sending = asyncio.create_task(self._execute("send-memory", pace, [stream], timeout_s=None))
         try:
@@ -204,14 +209,26 @@ class XenDomain(ProcessDomain):
         assert disk is not None
         await plugs.resize(self._execute, disk, size, self.directory)
 
+    async def _let_go_of_disks(self) -> None:
+        """Leave those that are served, whose files are locked, to whoever goes on with the state."""
+        disks = served(self.spec.config.disk)
+        self.info.late[:] = [disk.vdev for disk in disks]
+        save_info(self.directory, self.info)
+        for disk in disks:
+            await plugs.let_go(self._execute, disk, self.directory)
+
     async def _attach_late(self) -> None:
         """Give it the disks that were another process's up to now; again from the start, if a xend died over it."""
         if not self.info.late:
             return
         self._refuse_stopped("unpause")
-        there = (await self._execute("devices", {}))["attached"]
+        there = await self._execute("devices", {})
         for vdev in self.info.late:
-            if vdev not in there and (disk := self._disk(vdev)) is not None:
+            if (disk := self._disk(vdev)) is None:
+                continue
+            if vdev in there["held"]:
+                await plugs.take_again(self._execute, disk, self.directory, self.spec.uid)
+            elif vdev not in there["attached"]:
                 await plugs.add_disk(self._execute, disk, self.directory, self.spec.uid)
         self.info.late.clear()
         save_info(self.directory, self.info)
@@ -226,7 +243,7 @@ class XenDomain(ProcessDomain):
                 if device not in (*there["attached"], *self.info.late):
                     await self._free(device)
             for vdev in there["held"]:
-                if (disk := self._disk(vdev)) is not None:
+                if vdev not in self.info.late and (disk := self._disk(vdev)) is not None:
                     await plugs.reconnect(self._execute, disk, 0, self.directory)
 
     def close(self) -> None:

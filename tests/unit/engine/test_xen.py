@@ -278,6 +278,33 @@ async def test_a_running_guest_is_sent_and_is_not_when_that_is_called_off(engine
     await other.destroy()
 
 
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (apt-get install qemu-utils)")
+async def test_a_served_disk_is_another_ones_once_the_guest_is_sent(engine: XenEngine, place: Path) -> None:
+    image = place / "disk.qcow2"
+    await asyncio.to_thread(subprocess.check_call, ["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"])
+    image.chmod(0o666)
+    disk = Disk(vdev="xvdb", target=str(image), format=DiskFormat.QCOW2)
+
+    def is_free() -> bool:
+        return subprocess.run(["qemu-img", "check", "-q", "-r", "leaks", image], check=False).returncode == 0
+
+    domain, directory = await start(engine, place, kernel=writer(20), disk=(disk,))
+    assert not is_free()
+    with (place / "state").open("wb") as file:
+        await domain.send_live(file.fileno(), Limits(), lambda moving: None)
+    assert is_free()
+    assert isinstance(domain, XenDomain)
+    domain.close()
+    again = await engine.adopt(domain.spec, directory)
+    assert again is not None
+    assert is_free(), "an xend that comes later knows"
+    await again.thaw()
+    assert await ask(directory, "devices") == {"attached": ["xvdb"], "held": []}
+    assert not is_free()
+    await printed(directory, "the same\n")
+    await again.destroy()
+
+
 async def test_disks_that_are_still_in_use_elsewhere_come_when_the_guest_goes_on(
     engine: XenEngine, place: Path
 ) -> None:
