@@ -26,8 +26,8 @@ def image_files() -> dict[str, Path]:
     return {str(path): path for place in places for path in place.rglob("*") if path.is_file()}
 
 
-def check(module: str, which: str, **environ: str) -> None:
-    """Run those tests of a module of tests/guest."""
+def check(which: str, *modules: str, **environ: str) -> None:
+    """Run those tests of modules of tests/guest."""
     words = [
         "-v",
         "-x",
@@ -35,7 +35,7 @@ def check(module: str, which: str, **environ: str) -> None:
         "-p",
         "no:cacheprovider",
         f"--timeout={_LIMIT_S}",
-        f"tests/guest/{module}.py",
+        *(f"tests/guest/{module}.py" for module in modules),
         "-k",
         which,
     ]
@@ -50,7 +50,7 @@ def check(module: str, which: str, **environ: str) -> None:
 
 
 def test_lives_are_the_same() -> None:
-    check("test_lifecycle", _CHOSEN)
+    check(_CHOSEN, "test_lifecycle")
 
 
 @pytest.mark.timeout(_LIMIT_S + 100)
@@ -58,9 +58,14 @@ def test_lives_are_the_same() -> None:
 def test_migration_is_the_same(which: str) -> None:
     """There and back, with a disk; called off; and with a xend that dies when it is not certain who has the domain."""
     cycles, faults = os.environ.get("PYXEN_CYCLES", "2"), os.environ.get("PYXEN_FAULTS", "given")
-    check("test_migration", which, PYXEN_CYCLES=cycles, PYXEN_FAULTS=faults)
+    check(which, "test_migration", PYXEN_CYCLES=cycles, PYXEN_FAULTS=faults)
 
 
 @pytest.mark.timeout(_LIMIT_S + 100)
 def test_snapshots_and_clones_are_the_same() -> None:
-    check("test_snapshots", "goes_back")
+    check("goes_back", "test_snapshots")
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+def test_devices_and_the_agent_are_the_same() -> None:
+    check("come_and_go or commands", "test_devices", "test_agent")

@@ -140,6 +140,12 @@ async def test_asking_twice_for_the_same_is_no_error(lab: Lab) -> None:
         await domain.set_vcpus(1)
 
 
+async def test_no_device_is_taken_away_by_force(lab: Lab) -> None:
+    with pytest.raises(Unsupported, match="against its guest's will"):
+        await lab.domain().unplug("xvdb", force=True)
+    assert lab.monitor.orders == []
+
+
 async def test_tcg_never_unplugs(lab: Lab) -> None:
     domain = lab.domain(vcpus=2, maxvcpus=3, accelerator="tcg")
     with pytest.raises(Unsupported, match="without KVM") as caught:
