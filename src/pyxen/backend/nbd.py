@@ -94,6 +94,7 @@ class NbdDisk:
         Raises as the constructor; then requests go on waiting.
         """
         if not self._held:
+            connection.close()
             raise Conflict(f"disk {self._name} has a connection that it uses")
         self._socket.close()
         self._begin(connection)

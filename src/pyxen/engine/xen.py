@@ -46,6 +46,7 @@ from pyxen.hypervisor.state.sections import VERSION
 
 _READY_S = 120.0
 _ANSWER_S = 30.0
+_LOOK_S = 5.0
 _SUSPEND_S = 60.0
 _PROGRESS_S = 0.5
 _MACHINE = f"xen-{VERSION}"
@@ -238,7 +239,7 @@ class XenDomain(ProcessDomain):
         if not self.alive:
             return
         with contextlib.suppress(PyxenError):
-            there = await self._execute("devices", {})
+            there = await self._execute("devices", {}, timeout_s=_LOOK_S)
             for device in self._wanted():
                 if device not in (*there["attached"], *self.info.late):
                     await self._free(device)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,8 @@ import pytest
 from pyxen.backend.nbd import NbdDisk
 from pyxen.config.model import Disk, DiskAccess, DiskFormat
 from pyxen.engine.process import end_all, find
-from pyxen.engine.storage import DISKS_SOCKET, serve, served
-from pyxen.errors import EngineError
+from pyxen.engine.storage import DISKS_SOCKET, open_disk, resize, serve, served
+from pyxen.errors import Conflict, EngineError
 
 pytestmark = pytest.mark.anyio
 
@@ -65,3 +69,49 @@ async def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
             await serve([Disk(vdev="xvda", target=str(path), format=DiskFormat.QCOW2)], tmp_path, None)
     finally:
         end_all(tmp_path)
+
+
+async def test_a_disk_grows_while_it_is_read(tmp_path: Path) -> None:
+    """Its requests wait for the new connection; none fails."""
+    disk = qcow2(tmp_path / "xvda.qcow2")
+    reads: list[int] = []
+    enough = threading.Event()
+    try:
+        await serve([disk], tmp_path, None)
+        nbd = NbdDisk.at(tmp_path / DISKS_SOCKET, "xvda")
+
+        def read() -> None:
+            while not enough.is_set():
+                nbd.read_into(0, [memoryview(bytearray(4096))])
+                reads.append(nbd.size)
+
+        reader = asyncio.create_task(asyncio.to_thread(read))
+        for mib in (2, 3):
+            await asyncio.to_thread(nbd.hold)
+            assert nbd.held
+            await resize(disk, mib << 20, tmp_path)
+            count = len(reads)
+            await asyncio.to_thread(nbd.go_on, await open_disk(tmp_path))
+            while len(reads) == count:  # noqa: ASYNC110 - a thread
+                await asyncio.sleep(0.001)
+        enough.set()
+        await reader
+        assert reads[-1] == nbd.size == 3 << 20
+        with pytest.raises(Conflict, match="a connection that it uses"):
+            nbd.go_on(socket.socket(socket.AF_UNIX))
+        await _what_waits_can_be_cancelled(nbd)
+        nbd.close()
+    finally:
+        enough.set()
+        end_all(tmp_path)
+
+
+async def _what_waits_can_be_cancelled(nbd: NbdDisk) -> None:
+    nbd.hold()
+    waiting = asyncio.create_task(asyncio.to_thread(nbd.flush))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    nbd.cancel(True)
+    with pytest.raises(OSError) as caught:
+        await waiting
+    assert caught.value.errno == errno.ECANCELED
