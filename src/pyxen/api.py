@@ -54,6 +54,7 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     GET    /v1/events                      text/event-stream of Event; ``?after=SEQUENCE`` replays what is still kept
     GET    /v1/log                         text/plain, xend's log        ``?tail=N`` lines
     GET    /v1/dmesg                       text/plain, the engine's ring (probe verdict, domain starts and stops)
+    POST   /v1/debug-keys                  DebugKeysRequest → 204            (what is said comes into dmesg)
     GET    /v1/images                      ImageList
     POST   /v1/images/{image}/build        BuildRequest → application/x-ndjson of Progress, the last has ``done``
     DELETE /v1/images/{image}              204
@@ -297,6 +298,10 @@ class SetPoolRequest(Struct, forbid_unknown_fields=True):
 
 class SysrqRequest(Struct, forbid_unknown_fields=True):
     key: Annotated[str, Meta(pattern=r"^[!-~]$(?!\n)", description="what is pressed together with SysRq")]
+
+
+class DebugKeysRequest(Struct, forbid_unknown_fields=True):
+    keys: Annotated[str, Meta(pattern=r"^[!-~]{1,32}$(?!\n)", description="keys of Xen's, one after the other")]
 
 
 class TriggerRequest(Struct, forbid_unknown_fields=True):

@@ -364,6 +364,10 @@ def dmesg() -> Call[str]:
     return Call("GET", "/v1/dmesg", str)
 
 
+def debug_keys(keys: str) -> Call[None]:
+    return Call("POST", "/v1/debug-keys", type(None), msgspec.json.encode(api.DebugKeysRequest(keys)))
+
+
 def images() -> Call[api.ImageList]:
     return Call("GET", "/v1/images", api.ImageList)
 

@@ -290,6 +290,10 @@ class AsyncClient:
     async def dmesg(self) -> str:
         return await self._call(_calls.dmesg())
 
+    async def debug_keys(self, keys: str) -> None:
+        """Press keys of Xen's: what the domains' hypervisors say of themselves comes into ``dmesg``."""
+        await self._call(_calls.debug_keys(keys))
+
     async def images(self) -> api.ImageList:
         return await self._call(_calls.images())
 

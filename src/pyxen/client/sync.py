@@ -290,6 +290,10 @@ class Client:
     def dmesg(self) -> str:
         return self._call(_calls.dmesg())
 
+    def debug_keys(self, keys: str) -> None:
+        """Press keys of Xen's: what the domains' hypervisors say of themselves comes into ``dmesg``."""
+        self._call(_calls.debug_keys(keys))
+
     def images(self) -> api.ImageList:
         return self._call(_calls.images())
 

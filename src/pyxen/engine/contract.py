@@ -244,6 +244,10 @@ class RunningDomain(Protocol):
         """Send the guest an event of hardware, to one VCPU where that makes a difference. Raises Unsupported."""
         ...
 
+    async def debug_key(self, key: str) -> list[str]:
+        """What the hypervisor has to say of the domain when this key of Xen's is pressed. Raises Unsupported."""
+        ...
+
     async def dump_core(self, file: int, *, live: bool = False) -> None:
         """Write the guest's memory and registers as an ELF core into the descriptor of an empty file.
 

@@ -234,6 +234,12 @@ class ProcessDomain(ABC):
         await self.save_state(stream)
         progress(Moving(0, 0, 1, time.monotonic() - started))
 
+    async def debug_key(self, key: str) -> list[str]:
+        raise Unsupported(
+            f"QEMU runs '{self.spec.config.name}', and knows none of Xen's debug keys",
+            hint="pyxen's own hypervisor does: domains with engine=xen.",
+        )
+
     async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
         raise self._fixed()
 

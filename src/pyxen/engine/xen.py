@@ -183,6 +183,9 @@ class XenDomain(ProcessDomain):
     async def trigger(self, trigger: Trigger, vcpu: int | None) -> None:
         await self._order(f"trigger {trigger} in", "trigger", trigger=trigger, vcpu=vcpu)
 
+    async def debug_key(self, key: str) -> list[str]:
+        return msgspec.convert(await self._execute("debug-key", {"key": key}), list[str])
+
     async def dump_core(self, file: int, *, live: bool = False) -> None:
         # A core of many GiB takes its time.
         await self._execute("dump-core", {"live": live}, [file], timeout_s=None)

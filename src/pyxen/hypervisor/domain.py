@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pyxen.abi import hvm
 from pyxen.abi.errno import EFAULT, EINVAL, ENOSYS, XenError
-from pyxen.abi.event_channel import VIRQ_DEBUG, VIRQ_TIMER
+from pyxen.abi.event_channel import VIRQ_TIMER
 from pyxen.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
 from pyxen.abi.sched import SHUTDOWN_WATCHDOG
 from pyxen.abi.shared_info import DOMID_SELF, PAGE_SIZE, TIME, VCPU_INFO_SIZE
@@ -157,12 +157,6 @@ class Domain:
     @property
     def store_gfn(self) -> int:
         return self.params[hvm.PARAM_STORE_PFN]
-
-    def debug_key(self) -> None:
-        """Raise VIRQ_DEBUG everywhere (xm debug-keys); guests print what they know."""
-        with self.lock:
-            for vcpu in self.vcpus:
-                self.evtchn.raise_virq(VIRQ_DEBUG, vcpu.index)
 
     # For hypercalls
 

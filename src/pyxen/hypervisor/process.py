@@ -18,6 +18,7 @@ from types import FrameType
 from pyxen.abi.sched import SHUTDOWN_CRASH, SHUTDOWN_SUSPEND
 from pyxen.config.model import vif_numbers
 from pyxen.errors import Conflict, InvalidRequest
+from pyxen.hypervisor import debug_keys
 from pyxen.hypervisor.agent import AgentSocket
 from pyxen.hypervisor.builder import build, layout
 from pyxen.hypervisor.changes import Changes
@@ -270,7 +271,7 @@ class DomainProcess:
             "status": self.status,
             **self._orders.commands(),
             **self._hotplug.commands(),
-            "debug-key": self.domain.debug_key,
+            "debug-key": lambda key: debug_keys.press(self.domain, key),
             "crash": self.crash,
             "quit": self.quit,
         }

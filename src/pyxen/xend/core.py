@@ -140,6 +140,10 @@ class Core(Protocol):
 
     def dmesg(self) -> str: ...
 
+    async def debug_keys(self, keys: str) -> None:
+        """Press them; what the domains' hypervisors say of themselves comes into ``dmesg``."""
+        ...
+
     def images(self) -> api.ImageList:
         """May touch the disk: call it in a thread."""
         ...

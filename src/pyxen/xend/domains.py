@@ -13,7 +13,7 @@ from pyxen import api, snapshot_api
 from pyxen.api import ShutdownReason
 from pyxen.config.check import check
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
-from pyxen.xend import host
+from pyxen.xend import debugging, host
 from pyxen.xend.agent import Agents
 from pyxen.xend.belongings import respelled, taken_along, variables
 from pyxen.xend.building import build
@@ -107,6 +107,9 @@ class Domains:
 
     def dmesg(self) -> str:
         return self._ring.text()
+
+    async def debug_keys(self, keys: str) -> None:
+        await debugging.press(keys, list(self._registry.live.values()), self._ring.add)
 
     def images(self) -> api.ImageList:
         store = self._life.images

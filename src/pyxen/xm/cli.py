@@ -83,6 +83,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "debug-trace": "Show what a domain asks of its hypervisor, as it happens.",
         "log": "Print xend's log.",
         "dmesg": "Print the hypervisor's messages.",
+        "debug-keys": "Have the hypervisor say what it knows of its domains.",
     },
     "xenstore (also by these names without xm)": {
         "xenstore-ls": "Show a part of xenstore's tree.",
@@ -109,7 +110,7 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 # What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
 CLASSIC = frozenset(
     """
-    block-configure debug-keys
+    block-configure
     pci-attach pci-detach pci-list reset
     sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse

@@ -26,7 +26,7 @@ from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import find
 from pyxen.engine.template import Template
 from pyxen.engine.xen import XenDomain, XenEngine
-from pyxen.errors import Conflict, EngineError, Unsupported
+from pyxen.errors import Conflict, EngineError, InvalidRequest, Unsupported
 from pyxen.hypervisor.jail import Report
 from tests.unit.hypervisor.builder import elves
 from tests.unit.hypervisor.jail.cell import IS_ROOT, PRISONER, folder
@@ -152,7 +152,11 @@ async def test_it_lives_behind_bars(engine: XenEngine, place: Path) -> None:
     await domain.unpause()
     await ask(directory, "set-vcpus", count=1)
     await ask(directory, "set-memory", mib=32)
-    await ask(directory, "debug-key")
+    assert "    VCPU1: down upcall_pend=00" in await domain.debug_key("q")
+    assert (await domain.debug_key("g"))[-1] == "no active grant table entries"
+    assert "       1 [0]: s=3 n=0 d=0 p=1" in await domain.debug_key("e"), "the console's back end is bound"
+    with pytest.raises(InvalidRequest, match="no debug key 'x'"):
+        await domain.debug_key("x")
     await domain.request_shutdown("poweroff")
     with (directory / "console.in").open("wb") as file:
         file.write(b"typed\n")

@@ -284,6 +284,9 @@ class FakeClient(Client):
     def dmesg(self) -> str:
         return "probe: no\n"
 
+    def debug_keys(self, keys: str) -> None:
+        self.orders.append(("debug_keys", keys))
+
     def images(self) -> api.ImageList:
         image = api.Image("tiny", "tiny", 25 * 2**20, 0.0, "6.1.0-56-cloud-amd64", "/k")
         return api.ImageList([image], ["debian", "tiny"])

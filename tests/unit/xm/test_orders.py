@@ -55,6 +55,7 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
         (("network-attach", "web"), ("attach_vif", "web", Vif())),
         (("network-attach", "web", "bridge=br0", "rate=1MB/s"), ("attach_vif", "web", Vif(bridge="br0", rate=10**6))),
         (("network-detach", "web", "1"), ("detach_vif", "web", "1", False)),
+        (("debug-keys", "qe"), ("debug_keys", "qe")),
         (("network-detach", "-f", "web", "1"), ("detach_vif", "web", "1", True)),
         (("vcpu-pin", "web", "0", "0-3,^1"), ("pin_vcpus", "web", 0, "0-3,^1", None)),
         (("vcpu-pin", "web", "all", "ALL", "nodes:0"), ("pin_vcpus", "web", None, "all", "nodes:0")),

@@ -42,6 +42,10 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
             media_type="text/plain", parameters=(Parameter("tail", "only so many lines from the end"),),
         ),
         Operation("GET", "/v1/dmesg", "readDmesg", "The hypervisor's messages", _dmesg, media_type="text/plain"),
+        Operation(
+            "POST", "/v1/debug-keys", "pressDebugKeys", "Have the hypervisor say what it knows, in dmesg", _debug_keys,
+            body=api.DebugKeysRequest, status=204, errors=(422,),
+        ),
     )  # fmt: skip
 
 
@@ -60,6 +64,10 @@ async def _events(call: Call) -> Response:
     if last_seen is not None:
         after = whole_number(last_seen, "the header Last-Event-ID")
     return Stream(sse(call.core.events.subscribe(after)), "text/event-stream")
+
+
+async def _debug_keys(call: Call) -> None:
+    await call.core.debug_keys(call.body.keys)
 
 
 async def _dmesg(call: Call) -> Response:

@@ -388,6 +388,10 @@ class FakeCore:
     def dmesg(self) -> str:
         return "(XEN) hello\n"
 
+    async def debug_keys(self, keys: str) -> None:
+        if "x" in keys:
+            raise InvalidRequest("there is no debug key 'x'")
+
     def images(self) -> api.ImageList:
         return api.ImageList(images=[], buildable=self.recipes)
 
