@@ -14,6 +14,8 @@ at() { echo "-- $1 at second $(cut -d. -f1 /proc/uptime)"; }
 guest() { xm exec --wait 300 inner sh -c "$1"; }
 ip link add br0 type bridge
 echo 0 >/sys/class/net/br0/bridge/forward_delay
+# Its address would change with its ports, and the guest goes on with the one that it knows.
+ip link set br0 address 00:16:3e:00:01:00
 ip addr add 10.1.0.1/24 dev br0
 ip link set br0 up
 ip route add default via 10.1.0.2

@@ -154,7 +154,7 @@ async def test_it_lives_behind_bars(engine: XenEngine, place: Path) -> None:
     await ask(directory, "set-memory", mib=32)
     assert "    VCPU1: down upcall_pend=00" in await domain.debug_key("q")
     assert (await domain.debug_key("g"))[-1] == "no active grant table entries"
-    assert "       1 [0]: s=3 n=0 d=0 p=1" in await domain.debug_key("e"), "the console's back end is bound"
+    assert "       1 [0]: s=2 n=0 d=0 p=1" in await domain.debug_key("e"), "the console's back end is bound"
     with pytest.raises(InvalidRequest, match="no debug key 'x'"):
         await domain.debug_key("x")
     await domain.request_shutdown("poweroff")
