@@ -13,6 +13,7 @@ from types import FrameType
 import pytest
 
 from pyxen.abi.vcpu import Context32
+from pyxen.hypervisor import throttle
 from pyxen.hypervisor.builder import acpi, entry
 from pyxen.hypervisor.builder.hypercall_sites import PORT
 from pyxen.hypervisor.kvm import Kvm, Vm
@@ -20,6 +21,7 @@ from pyxen.hypervisor.kvm.uapi import Capability, Register
 from pyxen.hypervisor.kvm.vcpu import KICK
 from pyxen.hypervisor.memory import GuestMemory
 from pyxen.hypervisor.processor import Hold, Processor
+from pyxen.hypervisor.throttle import Throttle
 from pyxen.hypervisor.trace.decode import decode
 from pyxen.hypervisor.trace.observed import Kind
 from tests.unit.hypervisor.kvm.micro import CODE, needs_kvm
@@ -143,6 +145,27 @@ def test_a_held_processor_stands_still_until_it_is_released() -> None:
             cpu.release(Hold.PAUSED)
             for _ in range(count + 1):
                 xen.next()
+
+
+def test_a_throttled_processor_runs_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "_PERIOD_S", 0.05)
+    xen = Xen()
+    with processor(f"40 {_OUT} ebfb", xen) as (cpu, _, _):
+        cpu.start()
+        slowed = Throttle([cpu])
+        slowed.set(0.6)
+        for share in (0.6, 0.9):
+            slowed.set(share)
+            for _ in range(3):
+                assert cpu.wait_parked(_SOON_S), "it stands still"
+                while not xen.seen.empty():
+                    xen.next()
+                xen.next()  # and goes on
+        slowed.set(0.0)
+        assert not cpu.is_held(Hold.THROTTLED)
+        while not xen.seen.empty():
+            xen.next()
+        xen.next()
 
 
 def test_the_state_of_a_held_processor_is_complete() -> None:
