@@ -49,6 +49,10 @@ guest 'for name in xvdb xvdc; do
 done'
 at grown
 
+xm save -c inner /checkpoint
+guest 'echo goes-on-$(cat /sys/block/xvdc/size)'
+at saved
+
 xm pause inner
 ! xm save inner /state || exit 8
 xm unpause inner
@@ -94,7 +98,7 @@ def test_devices_come_grow_live_on_in_a_restored_guest_and_go(files: dict[str, P
     for name in ("xvdb", "xvdc"):
         for word in (f"{name}-written", f"{name}-grown", f"{name}-kept", f"end-of-{name}"):
             assert word in lines, output
-    for word in ("detached", "there-again", "looked", "10.0.2.15/24"):
+    for word in ("goes-on-32768", "detached", "there-again", "looked", "10.0.2.15/24"):
         assert word in lines, output
     assert output.count("2 packets transmitted, 2 packets received, 0% packet loss") == 3, output
     assert "complaint: " not in output, output

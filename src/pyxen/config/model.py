@@ -220,6 +220,12 @@ def vif_device(number: int) -> str:
     return f"nic{number}"
 
 
+def device_vif(device: str) -> int | None:
+    """The number of the network interface whose device has this id; None: it is a disk's."""
+    number = device.removeprefix("nic")
+    return int(number) if number != device and number.isdecimal() else None
+
+
 def vif_numbers(vifs: Iterable[Vif]) -> list[int]:
     """The number of each interface, by which the guest and ``xm network-detach`` know it: ``devid``, or a free one."""
     listed = list(vifs)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pyxen.config.model import Disk, Vif, vif_device
+from pyxen.config.model import Disk, Vif, device_vif, vif_device
 from pyxen.engine import storage
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.layers import is_writable
@@ -91,10 +91,9 @@ async def reconnect(order: Order, disk: Disk, size: int, directory: Path) -> Non
 
 async def free(device: str, disk: Disk | None, directory: Path) -> None:
     """Let go of what a device stood on that is there no more; ``disk``: what it was, if it was one."""
-    if disk is None:
-        number = int(device.removeprefix(vif_device(0)[:-1]))
+    if (number := device_vif(device)) is not None:
         await asyncio.to_thread(close_network, directory, number)
-    elif storage.is_served(disk):
+    elif disk is not None and storage.is_served(disk):
         with contextlib.suppress(PyxenError):
             await storage.remove(device, directory)
 

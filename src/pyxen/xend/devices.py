@@ -8,7 +8,6 @@ A starting xend asks the monitor what is plugged in, and what is not is taken of
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from pyxen.config.model import (
     DomainConfig,
     DomainType,
     Vif,
+    device_vif,
     vif_device,
     vif_numbers,
 )
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pyxen.xend.life import Life
 
 _FORCE_HINT = " With --force the device goes at once."
-_VIF_DEVICE = re.compile(r"nic([0-9]+)")
 
 
 class Devices:
@@ -253,8 +252,8 @@ async def unplugged(life: Life, uuid: str, domid: int, device: str) -> None:
 
 
 def _shown(device: str) -> str:
-    number = _VIF_DEVICE.fullmatch(device)
-    return f"network interface {number[1]}" if number else f"disk {device}"
+    number = device_vif(device)
+    return f"disk {device}" if number is None else f"network interface {number}"
 
 
 def _with_config(spec: DomainSpec, config: DomainConfig) -> DomainSpec:
@@ -283,9 +282,9 @@ def device_number(kind: DomainType, vdev: str) -> int:
 
 def _without(config: DomainConfig, device: str) -> DomainConfig:
     """The description without a device; the interfaces that stay keep their numbers."""
-    if (match := _VIF_DEVICE.fullmatch(device)) is None:
+    if (gone := device_vif(device)) is None:
         return msgspec.structs.replace(config, disk=tuple(disk for disk in config.disk if disk.vdev != device))
-    left = [(n, vif) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if n != int(match[1])]
+    left = [(n, vif) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if n != gone]
     vifs = tuple(vif for _, vif in left)
     if vif_numbers(vifs) != [number for number, _ in left]:
         vifs = tuple(msgspec.structs.replace(vif, devid=number) for number, vif in left)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 
-from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, vif_device
+from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, device_vif, vif_device
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import slirp_words
@@ -22,8 +21,6 @@ from pyxen.engine.qemu.networks import open_network
 from pyxen.engine.qemu.qmp import Session
 from pyxen.engine.qemu.slots import drive_bus
 from pyxen.errors import PyxenError, Unsupported
-
-_CARD = re.compile(r"nic([0-9]+)")
 
 
 def check_pluggable(config: DomainConfig, disk: Disk | None = None) -> None:
@@ -108,8 +105,8 @@ async def plugged(monitor: Session) -> set[str]:
 
 async def free(monitor: Session, device: str) -> None:
     """Let go of what a device stood on that isn't there (any more), if there is such a thing."""
-    if (number := _CARD.fullmatch(device)) is not None:
+    if (number := device_vif(device)) is not None:
         with contextlib.suppress(PyxenError):
-            await monitor.execute("netdev_del", {"id": f"vif{number[1]}"})
+            await monitor.execute("netdev_del", {"id": f"vif{number}"})
         return
     await free_drive(monitor, device)
