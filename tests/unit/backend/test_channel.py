@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pyxen.abi import console_ring as abi
 from pyxen.abi.xenbus import XenbusState
@@ -17,6 +21,7 @@ from pyxen.engine.sockets import listen
 from pyxen.hypervisor import agent
 from pyxen.hypervisor.agent import AgentSocket
 from pyxen.hypervisor.loop import Loop
+from pyxen.xenstore.errors import XsError
 from tests.unit.backend.guest import PATIENCE_S, ScriptedGuest
 
 FRONT = "device/console/1"
@@ -233,3 +238,50 @@ def test_what_can_not_be_is_refused(lab: Lab, key: str) -> None:
         lab.guest.write(f"{FRONT}/{name}", value)
     lab.guest.write(f"{FRONT}/state", 3)
     assert lab.state() == str(XenbusState.CLOSING.value)
+
+
+_STEPS = st.one_of(
+    st.tuples(st.just("state"), st.integers(0, 8)),
+    st.tuples(st.sampled_from(["ring-ref", "port"]), st.sampled_from(["good", "bad", "none"])),
+    st.tuples(st.just("index"), st.tuples(st.integers(768, 771), st.integers(0, 2**32 - 1))),
+    st.tuples(st.sampled_from(["event", "call", "leave", "turn", "close", "online"]), st.none()),
+    st.tuples(st.just("say"), st.integers(1, 100_000)),
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(_STEPS, max_size=40))
+def test_whatever_both_sides_do_nothing_is_left(tmp_path: Path, steps: list[tuple[str, Any]]) -> None:
+    lab = Lab(tmp_path)
+    page = lab.guest.page()
+    values = {"ring-ref": page[0], "port": lab.guest.port()}
+    for step, value in steps:
+        match step:
+            case "state" | "ring-ref" | "port":
+                found: Any = {"good": values.get(step, 0), "bad": 999, "none": ""}.get(value, value)
+                with contextlib.suppress(XsError):  # when its device has gone
+                    lab.guest.write(f"{FRONT}/{step}", found)
+            case "index":
+                page[1].cast("I")[value[0]] = value[1]
+            case "event":
+                for port in lab.guest.evtchn.bound.values():
+                    port.callback()
+            case "call":
+                lab.call()
+            case "leave" if lab.callers:
+                lab.callers.pop(0).close()
+            case "say" if lab.callers:
+                with contextlib.suppress(BlockingIOError):
+                    lab.callers[0].send(bytes(value))
+            case "turn":
+                lab.turn()
+            case "close":
+                lab.device.request_close()
+            case "online":
+                lab.device.take_away()
+    lab.device.destroy()
+    for caller in lab.callers:
+        caller.close()
+    assert not lab.guest.grants.mapped
+    assert list(lab.loop.selector.get_map()) == [lab.loop._wakeup]
+    lab.loop.close()
