@@ -137,7 +137,7 @@ class Host:
     def stop(self) -> list[str]:
         """End everything; what was left that shouldn't have been. Says what xend has logged, for a test that failed."""
         with contextlib.suppress(OSError):
-            print((self.root / "state" / "xend.log").read_text()[-20_000:])
+            print((self.root / "state" / "xend.log").read_text()[-60_000:])
         for name in self._names():
             self.try_run("xm", "destroy", name)
         self.try_run("xend", "stop")
