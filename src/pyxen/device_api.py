@@ -59,6 +59,21 @@ class ResizeDiskRequest(Struct, forbid_unknown_fields=True):
     size_bytes: Annotated[int, Meta(ge=512, le=1 << 62)]
 
 
+class LimitDiskRequest(Struct, forbid_unknown_fields=True):
+    vdev: DeviceRef
+    rate: Annotated[int, Meta(ge=0, le=10**12)] | None = None
+    """The most that it reads and writes, in bytes a second. 0: no limit; None: as it is."""
+    iops: Annotated[int, Meta(ge=0, le=10**9)] | None = None
+    """The most requests a second. 0: no limit; None: as it is."""
+
+
+class LimitVifRequest(Struct, forbid_unknown_fields=True):
+    vif: DeviceRef
+    """Its number, or its MAC."""
+    rate: Annotated[int, Meta(ge=0, le=10**12)]
+    """The most that the guest sends, in bytes a second. 0: no limit."""
+
+
 class AttachVifRequest(Struct, forbid_unknown_fields=True):
     vif: Vif
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pyxen.abi import blkif as abi
 from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.granted import GrantedPages
+from pyxen.backend.limit import Limit
 from pyxen.backend.ring import BackRing, RingError
 from tests.fuzz.pages import PAGE, Pages, Restless
 
@@ -150,7 +151,9 @@ class HostileBlkfront:
         self._size = ring.size
         self._kept.clear()
         granted = _Lists(self.pages.grants, self.persistent, None if self.orderly else self._flip)
-        self._queue = BlockQueue(ring, granted, self.disk, bits=self.bits, most_indirect=_MOST_INDIRECT)
+        self._queue = BlockQueue(
+            ring, granted, self.disk, Limit(None, None), bits=self.bits, most_indirect=_MOST_INDIRECT
+        )
 
     def _reconnect(self, why: str) -> None:
         self.outcomes[why] += 1

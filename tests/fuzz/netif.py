@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pyxen.abi import netif as abi
+from pyxen.backend.limit import Credit
 from pyxen.backend.link import FRAME_MAX, PLAIN, Offload
 from pyxen.backend.net_rx import Abilities, RxQueue
-from pyxen.backend.net_tx import Credit, TxQueue
+from pyxen.backend.net_tx import TxQueue
 from pyxen.backend.ring import BackRing, RingError
 from tests.fuzz.pages import PAGE, Pages, Restless
 
@@ -111,7 +112,7 @@ class HostileNetfront:
             rings.append(BackRing([view], (abi.TX_ENTRY_SIZE, abi.RX_ENTRY_SIZE)[which]))
         grants = self.pages.grants
         self._sizes = [ring.size for ring in rings]
-        self.tx = TxQueue(rings[0], grants, self.link, Credit(None))
+        self.tx = TxQueue(rings[0], grants, self.link, Credit(None, 1))
         self.rx = RxQueue(rings[1], grants, self.link, abilities)
         self._abilities = abilities
         self.link.arriving.clear()

@@ -67,6 +67,21 @@ def test_disks_come_and_go(host: Host) -> None:
     wait_for(lambda: (sectors(FIRST), sectors(SECOND)) == ("65536", "81920"), "the guest sees both new sizes")
     assert "can't be made smaller" in _refused(host, "block-resize", "web", "xvdb", "16M")
 
+    # At most 2 MiB a second, and five requests: a busy machine makes it slower, never faster.
+    now = "cut -d' ' -f1 /proc/uptime"
+    type_line(console, f"took() {{ {now}; dd if=/dev/vda of=/dev/null iflag=direct $* 2>/dev/null; {now}; }}")
+
+    def seconds(what: str) -> float:
+        began, ended = map(float, type_line(console, f"took {what}").split())
+        return ended - began
+
+    host.xm("block-limit", "web", "xvdb", "--rate", f"{2 << 20}B/s")
+    assert seconds("bs=1M count=8") > 3
+    host.xm("block-limit", "web", "xvdb", "--rate", "none", "--iops", "5")
+    assert seconds("bs=256k count=15") > 2
+    assert "iops=5" in host.xm("block-list", "-l", "web")
+    host.xm("block-limit", "web", "xvdb", "--iops", "0")
+
     # What can't be: no such file, a name that is taken, a file that is in use.
     assert "does not exist" in _refused(host, "block-attach", "web", "file:/nowhere.img", "xvdd", "w")
     other = _image(host.root / "c.img", 1)
@@ -125,6 +140,8 @@ def test_interfaces_come_and_go_and_a_state_keeps_its_slots(host: Host) -> None:
     assert "is already defined" in _refused(host, "network-attach", "web", "mac=00:16:3e:00:00:02")
     assert "no bridge nowhere0" in _refused(host, "network-attach", "web", "bridge=nowhere0")
     assert "Cannot find device '7'" in _refused(host, "network-detach", "web", "7")
+    assert "user-mode network" in _refused(host, "network-limit", "web", "1", "1MB/s")
+    assert [vif["vif"].get("rate") for vif in _vifs(host)] == [None, None]
     host.xm("network-detach", "web", "0")
     wait_for(lambda: type_line(console, listed) == "00:16:3e:00:00:02", "the guest is done with it")
     header, row = host.xm("network-list", "web").splitlines()

@@ -102,6 +102,11 @@ def test_names_and_rates_of_cards(bridged: BridgedHost) -> None:
     shown = subprocess.run(limits, capture_output=True, text=True, check=True).stdout
     # Not every kernel can: then the user is told, and the domain starts all the same.
     assert "rate 8Mbit" in shown or "vif 0: rate is not kept" in done.stderr
+    changed = bridged.try_run("xm", "network-limit", "web", "0", "2MB/s")
+    shown = subprocess.run(limits, capture_output=True, text=True, check=True).stdout
+    assert "rate 16Mbit" in shown or "vif 0 of 'web' can't be limited" in changed.stderr
+    assert bridged.try_run("xm", "network-limit", "web", "0", "none").returncode == 0
+    assert "rate" not in subprocess.run(limits, capture_output=True, text=True, check=True).stdout
     for other, expected in (
         ("vif=bridge=br0,vifname=web-net", "there is a network device web-net already"),
         ("vif=bridge=br0,mac=00:16:3e:12:34:56", "MAC 00:16:3e:12:34:56 is in use by domain 'web'"),

@@ -49,6 +49,16 @@ guest 'for name in xvdb xvdc; do
 done'
 at grown
 
+xm block-limit inner xvdb --rate 1MB/s
+xm network-limit inner 0 100kB/s
+guest 'echo 3 >/proc/sys/vm/drop_caches
+took() { read before _ </proc/uptime; "$@"; read after _ </proc/uptime; echo $1-took $before $after; }
+took dd if=/dev/xvdb of=/dev/null bs=64k count=48 2>/dev/null
+took ping -q -c 30 -i 0.01 -s 10000 10.1.0.1 >/run/pinged; tail -n 1 /run/pinged'
+xm block-limit inner xvdb --rate none
+xm network-limit inner 0 none
+at limited
+
 xm save -c inner /checkpoint
 guest 'echo goes-on-$(cat /sys/block/xvdc/size)'
 at saved
@@ -102,5 +112,8 @@ def test_devices_come_grow_live_on_in_a_restored_guest_and_go(files: dict[str, P
         assert word in lines, output
     assert output.count("2 packets transmitted, 2 packets received, 0% packet loss") == 3, output
     assert "complaint: " not in output, output
+    for what, at_least in (("dd", 1.5), ("ping", 0.5)):
+        _, began, ended = next(line for line in lines if line.startswith(f"{what}-took ")).split()
+        assert float(ended) - float(began) > at_least, "a busy machine makes it slower, never faster"
     assert "'inner' is paused, so it can't put itself in order" in output, output
     assert lines[lines.index("end-of-xvdc") + 1] == "0", "processes are left"

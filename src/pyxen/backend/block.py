@@ -10,6 +10,7 @@ from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.disk import Disk
 from pyxen.backend.granted import GrantedPages
 from pyxen.backend.guest import CallSoon, Guest
+from pyxen.backend.limit import Limit
 from pyxen.backend.ring import BackRing
 from pyxen.backend.worker import Worker
 from pyxen.backend.xenbus import Address, Device, DeviceError, Frontend
@@ -35,6 +36,7 @@ class Vbd:
     def __init__(self, guest: Guest, disk: Disk, call_soon: CallSoon, *, cdrom: bool = False, queues: int = 1) -> None:
         self._guest = guest
         self._disk = disk
+        self.limit = Limit(None, None)
         self._call_soon = call_soon
         self._cdrom = cdrom
         self._most_queues = queues
@@ -102,6 +104,7 @@ class Vbd:
         }
 
     def disconnect(self) -> None:
+        self.limit.cancel(True)
         self._disk.cancel(True)
         for each in self._queues:
             each.worker.stop()
@@ -110,12 +113,15 @@ class Vbd:
                 self._guest.grants.unmap(ref)
         self._queues.clear()
         self._disk.cancel(False)
+        self.limit.cancel(False)
 
     def settle(self) -> None:
+        self.limit.cancel(True)
         for each in list(self._queues):
             each.worker.settle()
         if not self._disk.read_only:
             self._disk.flush()
+        self.limit.cancel(False)
 
     def close(self) -> None:
         self._disk.close()
@@ -129,7 +135,7 @@ class Vbd:
                 mapped.append(ref)
             ring = BackRing(pages, abi.ENTRY_SIZE[bits])
             granted = GrantedPages(self._guest.grants, persistent=persistent)
-            queue = BlockQueue(ring, granted, self._disk, bits=bits, most_indirect=_INDIRECT_SEGMENTS)
+            queue = BlockQueue(ring, granted, self._disk, self.limit, bits=bits, most_indirect=_INDIRECT_SEGMENTS)
             worker = Worker(f"vbd-queue-{number}", queue.serve, queue.idle, self._call_soon, self._failed)
             worker.start(self._guest.evtchn.bind_backend(port, worker.wake))
         except BaseException:

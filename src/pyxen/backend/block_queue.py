@@ -7,6 +7,7 @@ from pyxen.abi.blkif import Operation, Status
 from pyxen.backend.disk import Disk
 from pyxen.backend.granted import GrantedPages
 from pyxen.backend.guest import GrantError
+from pyxen.backend.limit import Limit
 from pyxen.backend.ring import BackRing
 from pyxen.backend.segments import BadRequest, Transfer, parse
 
@@ -19,13 +20,17 @@ _OKAY, _ERROR, _EOPNOTSUPP = Status.OKAY.value, Status.ERROR.value, Status.EOPNO
 class BlockQueue:
     """``serve`` is called by the queue's own thread whenever the guest has sent an event.
 
-    ``bits`` is the guest's width, ``most_indirect`` the number of segments that it was offered.
+    A request waits there until ``limit`` allows it. ``bits`` is the guest's width, ``most_indirect`` the number of
+    segments that it was offered.
     """
 
-    def __init__(self, ring: BackRing, pages: GrantedPages, disk: Disk, *, bits: int, most_indirect: int) -> None:
+    def __init__(
+        self, ring: BackRing, pages: GrantedPages, disk: Disk, limit: Limit, *, bits: int, most_indirect: int
+    ) -> None:
         self._ring = ring
         self._pages = pages
         self._disk = disk
+        self._limit = limit
         self._bits = bits
         self._most_indirect = most_indirect
         self.read_bytes = 0
@@ -65,6 +70,7 @@ class BlockQueue:
 
     def _transfer(self, transfer: Transfer) -> int:
         operation = transfer.operation
+        self._limit.take(transfer.length)
         if operation == _FLUSH:
             self._disk.flush()
             return self._write(transfer) if transfer.segments else _OKAY

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from pyxen.abi import netif as abi
 from pyxen.backend.guest import CallSoon, Guest
+from pyxen.backend.limit import Credit
 from pyxen.backend.link import Link
 from pyxen.backend.net_queue import NetQueue
 from pyxen.backend.net_rx import Abilities, RxQueue
-from pyxen.backend.net_tx import Credit, TxQueue
+from pyxen.backend.net_tx import TxQueue
 from pyxen.backend.ring import BackRing
 from pyxen.backend.xenbus import Address, Device, DeviceError, Frontend
 from pyxen.xenstore.local import Local
@@ -35,6 +36,13 @@ class Vif:
     @property
     def received_bytes(self) -> int:
         return sum(queue.rx.bytes for queue, _ in self._queues)
+
+    def limit(self, rate: int | None) -> None:
+        """Let the guest send so many bytes a second from now on; None: as it likes."""
+        self._rate = rate
+        for queue, _ in self._queues:
+            queue.tx.credit.set(_share(rate, len(self._queues)))
+            queue.wake()
 
     def offer(self) -> Mapping[str, str | int]:
         segments = int(all(link.segments for link in self._links))
@@ -98,7 +106,8 @@ class Vif:
         try:
             for ref in refs:
                 pages.append(grants.map(ref, write=True))
-            credit = Credit(None if self._rate is None else max(1, self._rate // count))
+            # At least one packet of the largest size, or it could never be sent.
+            credit = Credit(_share(self._rate, count), abi.PACKET_MAX)
             tx = TxQueue(BackRing(pages[:1], abi.TX_ENTRY_SIZE), grants, link, credit)
             rx = RxQueue(BackRing(pages[1:], abi.RX_ENTRY_SIZE), grants, link, abilities)
             queue = NetQueue(f"vif-queue-{number}", tx, rx, link, self._call_soon, self._failed)
@@ -120,6 +129,10 @@ class Vif:
     def _failed(self, why: str) -> None:
         if self.device is not None:
             self.device.fail(why)
+
+
+def _share(rate: int | None, queues: int) -> int | None:
+    return None if rate is None else max(1, rate // queues)
 
 
 def _abilities(frontend: Frontend) -> Abilities:

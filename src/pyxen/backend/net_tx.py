@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyxen.abi import netif as abi
@@ -11,6 +9,7 @@ from pyxen.abi.io_ring import PAGE_SIZE
 from pyxen.abi.netif import ExtraType, GsoType, Status, TxFlag
 from pyxen.backend.guest import GrantError, Grants
 from pyxen.backend.headers import HEADERS_MAX
+from pyxen.backend.limit import Credit
 from pyxen.backend.link import Link, Offload
 from pyxen.backend.ring import BackRing, RingError
 
@@ -19,33 +18,6 @@ _ETHERNET_HEADER = 14
 
 class BadPacket(Exception):
     """A packet that is answered with an error; the ring goes on."""
-
-
-class Credit:
-    """A rate in bytes a second, of which a tenth of a second may be saved up."""
-
-    def __init__(self, rate: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._clock = clock
-        # At least one packet of the largest size, or it could never be sent.
-        self._most = max(rate / 10, abi.PACKET_MAX) if rate else 0.0
-        self._bytes = self._most
-        self._at = clock()
-
-    def delay(self) -> float:
-        """Seconds until the next packet may go; 0: now."""
-        if not self._rate:
-            return 0.0
-        now = self._clock()
-        self._bytes = min(self._most, self._bytes + (now - self._at) * self._rate)
-        self._at = now
-        # Less than a byte is not worth a wait: rounding would leave one for ever.
-        return -self._bytes / self._rate if self._bytes <= -1 else 0.0
-
-    def spend(self, count: int) -> None:
-        """A packet may overdraw the account; the next one then waits."""
-        if self._rate:
-            self._bytes -= count
 
 
 @dataclass(slots=True)
@@ -70,7 +42,7 @@ class TxQueue:
         self._ring = ring
         self._grants = grants
         self._link = link
-        self._credit = credit
+        self.credit = credit
         self.bytes = 0
         self.packets = 0
         self.errors = 0
@@ -78,7 +50,7 @@ class TxQueue:
     def serve(self) -> bool:
         """Send what waits, as far as the rate allows; returns whether to notify the guest. Raises RingError."""
         budget = self._ring.size
-        while budget > 0 and self._ring.waiting() and not self._credit.delay():
+        while budget > 0 and self._ring.waiting() and not self.credit.delay():
             packet = self._next()
             budget -= len(packet.ids)
             try:
@@ -90,13 +62,13 @@ class TxQueue:
                 self.packets += 1
                 self.bytes += packet.size
                 self._answer(packet, Status.OKAY)
-            self._credit.spend(packet.size)
+            self.credit.spend(packet.size)
         return self._ring.publish()
 
     def pause(self) -> float | None:
         """How long to sleep: None until there is an event, 0 not at all. Raises RingError."""
         if self._ring.ask_for_event():
-            return self._credit.delay()
+            return self.credit.delay()
         return None
 
     def _next(self) -> Packet:

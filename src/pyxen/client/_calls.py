@@ -204,6 +204,14 @@ def resize_disk(ref: str, vdev: str, size_bytes: int) -> Call[api.Domain]:
     return _post(ref, "resize-disk", device_api.ResizeDiskRequest(vdev, size_bytes))
 
 
+def limit_disk(ref: str, vdev: str, rate: int | None, iops: int | None) -> Call[api.Domain]:
+    return _post(ref, "limit-disk", device_api.LimitDiskRequest(vdev, rate, iops))
+
+
+def limit_vif(ref: str, vif: str, rate: int) -> Call[api.Domain]:
+    return _post(ref, "limit-vif", device_api.LimitVifRequest(vif, rate))
+
+
 def attach_vif(ref: str, vif: Vif) -> Call[api.Domain]:
     return _post(ref, "attach-vif", device_api.AttachVifRequest(vif))
 

@@ -128,6 +128,14 @@ class Client:
         """Make a running domain's disk longer."""
         return self._call(_calls.resize_disk(ref, vdev, size_bytes))
 
+    def limit_disk(self, ref: str, vdev: str, rate: int | None = None, iops: int | None = None) -> api.Domain:
+        """Let a disk do no more than so many bytes and requests a second. 0: no limit; None: as it is."""
+        return self._call(_calls.limit_disk(ref, vdev, rate, iops))
+
+    def limit_vif(self, ref: str, vif: str, rate: int) -> api.Domain:
+        """Let a domain send no more than so many bytes a second over an interface. 0: no limit."""
+        return self._call(_calls.limit_vif(ref, vif, rate))
+
     def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
         """Give a domain a network interface."""
         return self._call(_calls.attach_vif(ref, vif))

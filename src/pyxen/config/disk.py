@@ -5,6 +5,7 @@ phy:vg0/web,xvda,w    tap:qcow2:/srv/a.qcow2,xvda,w           the same for devic
 file:/cd.iso,hdc:cdrom,r                                      a CD-ROM drive; ``,hdc:cdrom,r`` is an empty one
 /srv/a.img,raw,xvda,rw                                        xl: TARGET,FORMAT,VDEV,ACCESS[,OPTION…]
 format=qcow2,vdev=xvda,access=rw,target=/srv/a,b.qcow2        xl: by name; target= last may hold commas
+/srv/a.img,raw,xvda,rw,rate=10MB/s,iops=200                   no more than so much each second
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 
 from pyxen.config.model import VDEV_PATTERN, Disk, DiskAccess, DiskFormat, DiskType
+from pyxen.config.sizes import parse_rate
 from pyxen.config.words import absolute, cut, refuse, shown, unknown
 from pyxen.errors import ConfigError
 
@@ -37,7 +39,7 @@ _CONTAINERS = ("tap", "tap2", "tapdisk", "ioemu")
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9-]*):", re.ASCII)
 _NAMED = re.compile(r"([a-z][a-z_-]*)=(.*)", re.ASCII | re.DOTALL)
 _VDEV = re.compile(VDEV_PATTERN)
-_NAMES = ["format", "vdev", "access", "target", "devtype", "backendtype", "backend", "script"]
+_NAMES = ["format", "vdev", "access", "target", "devtype", "rate", "iops", "backendtype", "backend", "script"]
 _HINTS_TO_XEN = ("discard", "no-discard", "direct-io-safe")
 """Options that make no difference to what the guest sees."""
 _DOMAIN_0 = ("", "0", "Domain-0")
@@ -62,6 +64,8 @@ class _Spec:
         self._vdev: str | None = None
         self._access = DiskAccess.WRITE
         self._type = DiskType.DISK
+        self._rate: int | None = None
+        self._iops: int | None = None
         if not text.strip():
             raise self._refused("it is empty")
         if "\0" in text or "\n" in text:
@@ -79,7 +83,15 @@ class _Spec:
         if len(target) > _MAX_PATH:
             raise self._refused(f"the path has more than {_MAX_PATH} characters")
         access = DiskAccess.READ if self._type is DiskType.CDROM else self._access
-        return Disk(vdev=self._vdev, target=target, format=self._format, access=access, devtype=self._type)
+        return Disk(
+            vdev=self._vdev,
+            target=target,
+            format=self._format,
+            access=access,
+            devtype=self._type,
+            rate=self._rate,
+            iops=self._iops,
+        )
 
     def _named(self) -> list[str]:
         """Take the options given by name; return the other words."""
@@ -112,6 +124,15 @@ class _Spec:
                 if value not in _TYPES:
                     raise self._refused(f"devtype {shown(value)} is neither disk nor cdrom")
                 self._type = _TYPES[value]
+            case "rate":
+                try:
+                    self._rate = parse_rate(value)
+                except ConfigError as error:
+                    raise self._refused(error.message) from None
+            case "iops":
+                if not re.fullmatch(r"[1-9][0-9]{0,8}", value, re.ASCII):
+                    raise self._refused(f"iops {shown(value)} is not a number of requests a second")
+                self._iops = int(value)
             case "backendtype":
                 pass  # which of Xen's back ends serves it; here there is one
             case "backend":

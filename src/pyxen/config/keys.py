@@ -354,6 +354,8 @@ PARTS: dict[str, str] = {
     "disk.format": "one of raw, qcow2, auto",
     "disk.access": "one of r, w, w!",
     "disk.devtype": "one of disk, cdrom",
+    "disk.rate": "a rate such as 10MB/s",
+    "disk.iops": "a number of requests a second",
     "vif.mac": "six pairs of hexadecimal digits such as 00:16:3e:01:02:03",
     "vif.bridge": "an interface's name of at most 15 characters",
     "vif.vifname": "an interface's name of at most 15 characters",

@@ -105,6 +105,8 @@ class Disk(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: DiskFormat = DiskFormat.AUTO
     access: DiskAccess = DiskAccess.WRITE
     devtype: DiskType = DiskType.DISK
+    rate: Annotated[int, Meta(ge=1, le=10**12, description="bytes per second, read and written")] | None = None
+    iops: Annotated[int, Meta(ge=1, le=10**9, description="requests per second")] | None = None
 
 
 class Forward(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -41,7 +41,8 @@ Each entry of `disk` is one text:
 | a CD-ROM drive, and an empty one | `file:/srv/cd.iso,hdc:cdrom,r`, `,hdc:cdrom,r` |
 
 FORMAT is `raw`, `qcow2`, or nothing for what the file turns out to be; `file:` and `phy:` are raw. ACCESS is `r`, `w`,
-or `w!` for a disk that other domains write to as well. VDEV is `xvda`, `vda`, `sda` or `hda`, and so on.
+or `w!` for a disk that other domains write to as well. VDEV is `xvda`, `vda`, `sda` or `hda`, and so on. Words such as
+`rate=10MB/s` and `iops=200` are the most that the disk reads and writes, and the most requests, in a second.
 
 ## CPUs
 

@@ -34,6 +34,10 @@ def render_disk(disk: Disk) -> str:
     parts = [f"format={disk.format}", f"vdev={disk.vdev}", f"access={access}"]
     if disk.devtype is DiskType.CDROM:
         parts.append("devtype=cdrom")
+    if disk.rate:
+        parts.append(f"rate={disk.rate}B/s")
+    if disk.iops:
+        parts.append(f"iops={disk.iops}")
     if disk.target:
         parts.append(f"target={disk.target}")
     return ",".join(parts)

@@ -313,6 +313,13 @@ class RunningDomain(Protocol):
         """Put the disc that ``disk`` names into its CD-ROM drive, or none. ``spec`` is the domain's from now on."""
         ...
 
+    async def limit(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        """Hold a device to the rates that it has now. ``spec`` is the domain's from now on.
+
+        Raises Unsupported where it can't be held to them.
+        """
+        ...
+
     async def resize_disk(self, vdev: str, size: int) -> None:
         """Make a disk ``size`` bytes long, and tell the guest. Raises InvalidRequest if it is longer."""
         ...

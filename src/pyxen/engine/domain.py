@@ -249,6 +249,9 @@ class ProcessDomain(ABC):
     async def change_disc(self, disk: Disk, spec: DomainSpec) -> None:
         raise self._fixed()
 
+    async def limit(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        raise self._fixed()
+
     async def resize_disk(self, vdev: str, size: int) -> None:
         raise self._fixed()
 

@@ -196,6 +196,10 @@ class FakeDomain(ProcessDomain):
         self._must_run("change a disc of")
         self.spec = spec
 
+    async def limit(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        self._must_run("limit a device of")
+        self.spec = spec
+
     async def resize_disk(self, vdev: str, size: int) -> None:
         self._must_run("resize a disk of")
 

@@ -207,6 +207,14 @@ class XenDomain(ProcessDomain):
         self._refuse_stopped("change a disc of")
         raise no_drive(disk, spec)
 
+    async def limit(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        if isinstance(device, Disk):
+            await self._order("limit a disk of", "limit-disk", device=device.vdev, rate=device.rate, iops=device.iops)
+        else:
+            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            await self._order("limit a network interface of", "limit-vif", number=number, rate=device.rate)
+        self.spec = spec
+
     async def resize_disk(self, vdev: str, size: int) -> None:
         self._refuse_stopped("resize a disk of")
         disk = self._disk(vdev)

@@ -103,6 +103,21 @@ class Devices:
         introduce(self._local, address, frontend=front, backend={**back, "dev": config.vdev, "params": config.target})
         self._keep(config.vdev, block.attach(self._local, self._domain, number, disk, self._call_soon, cdrom=cdrom))
 
+        self.limit_disk(config.vdev, config.rate, config.iops)
+
+    def limit_disk(self, device: str, rate: int | None, iops: int | None) -> None:
+        """Let a disk do no more than so many bytes and requests a second; None: no limit. Raises NotFound."""
+        driver = self._find(device).driver
+        if not isinstance(driver, block.Vbd):
+            raise NotFound(f"there is no disk {device}")
+        driver.limit.set(rate, iops)
+
+    def limit_vif(self, number: int, rate: int | None) -> None:
+        """Let the guest send no more than so many bytes a second; None: no limit. Raises NotFound."""
+        driver = self._find(vif_device(number)).driver
+        assert isinstance(driver, net.Vif)
+        driver.limit(rate)
+
     def attach_vif(self, number: int, config: Vif, link: Link) -> None:
         """Show the guest an interface; as ``attach_disk``."""
         assert config.mac is not None, "xend gives each vif an address"

@@ -39,6 +39,8 @@ class Hotplug:
             "detach": self.detach,
             "hold-disk": self.hold_disk,
             "resize-disk": self.resize_disk,
+            "limit-disk": self.limit_disk,
+            "limit-vif": self.limit_vif,
         }
 
     def devices(self) -> dict[str, list[str]]:
@@ -86,6 +88,14 @@ class Hotplug:
         """Ask the guest to let go of a device; with ``force`` take it away at once."""
         self._check("detach a device of")
         self._devices.detach(device, force=force)
+
+    def limit_disk(self, device: str, rate: int | None = None, iops: int | None = None) -> None:
+        """Bytes and requests a second; None: no limit."""
+        self._devices.limit_disk(device, rate, iops)
+
+    def limit_vif(self, number: int, rate: int | None = None) -> None:
+        """Bytes a second that the guest sends; None: no limit."""
+        self._devices.limit_vif(number, rate)
 
     def hold_disk(self, device: str) -> Later:
         """Let a served disk's requests wait, until ``resize_disk`` brings another connection to its server."""

@@ -8,7 +8,7 @@ A starting xend asks the monitor what is plugged in, and what is not is taken of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -145,6 +145,38 @@ class Devices:
             self._life.tell("domain-disk-resized", record, device=disk.vdev, size_bytes=size)
         return self._view(record)
 
+    async def limit_disk(self, ref: str, vdev: str, rate: int | None, iops: int | None) -> api.Domain:
+        """Let a disk do no more than so many bytes and requests a second. 0: no limit; None: as it is."""
+        record = self._records.changeable(ref, "limit a disk of")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.present(record)
+            vdev = _find_disk(record, live, vdev).vdev
+
+            def limited(config: DomainConfig) -> tuple[DomainConfig, Disk]:
+                disk = next(each for each in config.disk if each.vdev == vdev)
+                disk = msgspec.structs.replace(disk, rate=_limit(rate, disk.rate), iops=_limit(iops, disk.iops))
+                return _with_disc(config, disk), disk
+
+            # The root disk of an image is in no description: what it is told holds for this life.
+            own = any(disk.vdev == vdev for disk in record.config.disk)
+            await self._limit(record, live, vdev, limited(record.config)[0] if own else record.config, limited)
+        return self._view(record)
+
+    async def limit_vif(self, ref: str, which: str, rate: int) -> api.Domain:
+        """Let a guest send no more than so many bytes a second over an interface. 0: no limit."""
+        record = self._records.changeable(ref, "limit a network interface of")
+        async with self._life.registry.lock(record.uuid):
+            live = self._records.present(record)
+            number = _find_vif(record, live, which)
+
+            def limited(config: DomainConfig) -> tuple[DomainConfig, Vif]:
+                place = vif_numbers(config.vif).index(number)
+                vif = msgspec.structs.replace(config.vif[place], rate=rate or None)
+                return msgspec.structs.replace(config, vif=(*config.vif[:place], vif, *config.vif[place + 1 :])), vif
+
+            await self._limit(record, live, vif_device(number), limited(record.config)[0], limited)
+        return self._view(record)
+
     async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
         """Give a domain a network interface."""
         record = self._records.changeable(ref, "attach a network interface to")
@@ -168,13 +200,7 @@ class Devices:
         record = self._records.changeable(ref, "detach a network interface of")
         async with self._life.registry.lock(record.uuid):
             live = self._records.present(record)
-            config = live.spec.config if live else record.config
-            number = _find_vif(config, which)
-            if number is None:
-                raise NotFound(
-                    f"Cannot find device '{which}' in domain '{record.name}'",
-                    hint=f"See what there is: xm network-list {record.name}",
-                )
+            number = _find_vif(record, live, which)
         return await self._detach(record, live, vif_device(number), force=force)
 
     # Parts
@@ -195,6 +221,29 @@ class Devices:
             await self._records.change(record, config=old)
             await self._keep(live, before)
             raise
+
+    async def _limit(
+        self,
+        record: Record,
+        live: Live | None,
+        device: str,
+        config: DomainConfig,
+        limited: Callable[[DomainConfig], tuple[DomainConfig, Disk | Vif]],
+    ) -> None:
+        """Hold ``device`` to what ``limited`` makes of a description; ``config`` is that of the next lives."""
+        before = record.config
+        await self._records.change(record, config=config)
+        if live is not None:
+            try:
+                self._refuse_stopped(record, live, "limit a device of")
+                wanted, changed = limited(live.spec.config)
+                spec = _with_config(live.spec, wanted)
+                await live.process.limit(changed, spec)
+                await self._keep(live, spec)
+            except BaseException:
+                await self._records.change(record, config=before)
+                raise
+        self._life.tell("domain-device-limited", record, device=device)
 
     async def _detach(self, record: Record, live: Live | None, device: str, *, force: bool) -> api.Domain:
         name = _shown(device)
@@ -256,6 +305,11 @@ def _shown(device: str) -> str:
     return f"disk {device}" if number is None else f"network interface {number}"
 
 
+def _limit(wanted: int | None, now: int | None) -> int | None:
+    """0: no limit; None: as it is."""
+    return now if wanted is None else wanted or None
+
+
 def _with_config(spec: DomainSpec, config: DomainConfig) -> DomainSpec:
     return msgspec.structs.replace(spec, config=config)
 
@@ -310,9 +364,13 @@ def _own_disk(record: Record, vdev: str) -> Disk:
     return found
 
 
-def _find_vif(config: DomainConfig, which: str) -> int | None:
+def _find_vif(record: Record, live: Live | None, which: str) -> int:
+    config = live.spec.config if live else record.config
     mac = which.lower().replace("-", ":")
     for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
         if which == str(number) or mac == vif.mac:
             return number
-    return None
+    raise NotFound(
+        f"Cannot find device '{which}' in domain '{record.name}'",
+        hint=f"See what there is: xm network-list {record.name}",
+    )

@@ -48,12 +48,14 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Disks and network interfaces": {
         "block-attach": "Give a domain a disk.",
         "block-detach": "Take a disk away from a domain.",
+        "block-limit": "Limit how much a disk reads and writes.",
         "block-list": "Show a domain's disks.",
         "block-resize": "Make a running domain's disk longer.",
         "cd-insert": "Put a disc into a domain's CD-ROM drive.",
         "cd-eject": "Take the disc out of a domain's CD-ROM drive.",
         "network-attach": "Give a domain a network interface.",
         "network-detach": "Take a network interface away from a domain.",
+        "network-limit": "Limit how much a domain sends over a network interface.",
         "network-list": "Show a domain's network interfaces.",
     },
     "Saved domains": {

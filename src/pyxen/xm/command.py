@@ -93,6 +93,33 @@ class _Mib(click.ParamType[int]):
         return size
 
 
+class _Rate(click.ParamType[int]):
+    """A rate as xl takes it; in bytes a second, 0 for none."""
+
+    name = "rate"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from pyxen.config.sizes import parse_rate
+        from pyxen.errors import ConfigError
+
+        if isinstance(value, int):
+            return value
+        try:
+            return 0 if value == "none" else parse_rate(value)
+        except ConfigError as error:
+            self.fail(f"{error.message}: write 10MB/s, 80Mb/s or none", param, ctx)
+
+
+def rate_option(name: str, **options: Any) -> Callable[[F], F]:
+    """A rate as an option."""
+    return click.option(name, type=_Rate(), metavar="RATE", **options)
+
+
+def rate_argument(function: F) -> F:
+    """A rate."""
+    return click.argument("rate", type=_Rate(), metavar="RATE")(function)
+
+
 def size_option(name: str, **options: Any) -> Callable[[F], F]:
     """An amount of memory as an option, in MiB or with a unit."""
     return click.option(name, type=_Mib(), metavar="SIZE", **options)

@@ -20,6 +20,7 @@ from pyxen.backend.block import Vbd, attach, describe, vdev_number
 from pyxen.backend.block_queue import BlockQueue
 from pyxen.backend.disk import Disk, RawDisk
 from pyxen.backend.granted import GrantedPages
+from pyxen.backend.limit import Limit
 from pyxen.backend.nbd import NbdDisk
 from pyxen.backend.ring import BackRing
 from pyxen.backend.xenbus import Address, Device, introduce
@@ -288,7 +289,8 @@ def test_no_request_breaks_a_queue(requests: list[bytes], bits: int) -> None:
     front = FrontRing([page], abi.ENTRY_SIZE[bits], abi.RESPONSE.size(bits), 32)
     disk = MemoryDisk()
     pages = GrantedPages(guest.grants, persistent=False)
-    queue = BlockQueue(BackRing([page], abi.ENTRY_SIZE[bits]), pages, disk, bits=bits, most_indirect=256)
+    ring = BackRing([page], abi.ENTRY_SIZE[bits])
+    queue = BlockQueue(ring, pages, disk, Limit(None, None), bits=bits, most_indirect=256)
     for raw in requests:
         front.put(raw[: abi.ENTRY_SIZE[bits]])
     front.push()

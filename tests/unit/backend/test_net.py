@@ -20,10 +20,11 @@ from pyxen.abi import netif as abi
 from pyxen.abi.netif import ExtraType, RxFlag, Status, TxFlag
 from pyxen.abi.xenbus import XenbusState
 from pyxen.backend import headers
+from pyxen.backend.limit import Credit
 from pyxen.backend.link import FRAME_MAX, PLAIN, Link, Offload, StreamLink, TapLink, vnet_header
 from pyxen.backend.net import attach, describe
 from pyxen.backend.net_rx import Abilities, RxQueue
-from pyxen.backend.net_tx import Credit, TxQueue
+from pyxen.backend.net_tx import TxQueue
 from pyxen.backend.ring import BackRing, RingError
 from pyxen.backend.xenbus import Address, introduce
 from tests.unit.backend.guest import PAGE, FrontRing, ScriptedGuest
@@ -334,7 +335,7 @@ def test_a_front_end_that_says_it_has_one_queue_writes_its_keys_where_they_alway
 
 def test_the_rate_is_kept() -> None:
     now = [0.0]
-    credit = Credit(1_000_000, clock=lambda: now[0])
+    credit = Credit(1_000_000, 65535, clock=lambda: now[0])
     sent = 0
     while now[0] < 10:
         if delay := credit.delay():
@@ -343,7 +344,7 @@ def test_the_rate_is_kept() -> None:
             credit.spend(1500)
             sent += 1500
     assert 10_000_000 <= sent <= 10_000_000 + 100_000 + 3000
-    assert Credit(None).delay() == 0
+    assert Credit(None, 1).delay() == 0
 
 
 def test_a_limited_guest_is_served_later_not_less(link: MemoryLink) -> None:
@@ -379,7 +380,7 @@ def test_no_request_breaks_a_queue(requests: list[bytes]) -> None:
     for request in requests:
         front.put(request)
     front.push()
-    queue = TxQueue(BackRing([page], 12), guest.grants, MemoryLink(), Credit(None))
+    queue = TxQueue(BackRing([page], 12), guest.grants, MemoryLink(), Credit(None, 1))
     try:
         queue.serve()
     except RingError:

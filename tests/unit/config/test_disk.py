@@ -19,6 +19,7 @@ R, W, SHARED = DiskAccess.READ, DiskAccess.WRITE, DiskAccess.WRITE_SHARED
     [
         ("file:/a.img,xvda,w", Disk("xvda", "/a.img", RAW, W)),
         ("file:a.img,xvda,w", Disk("xvda", "/here/a.img", RAW, W)),
+        ("file:/a,xvda,w,rate=80Mb/s,iops=9", Disk("xvda", "/a", RAW, W, rate=10**7, iops=9)),
         ("phy:/dev/x,xvdb,r", Disk("xvdb", "/dev/x", RAW, R)),
         ("phy:vg0/web,xvda1,w!", Disk("xvda1", "/dev/vg0/web", RAW, SHARED)),
         ("tap:aio:/p,xvda,w", Disk("xvda", "/p", RAW, W)),
@@ -61,6 +62,8 @@ def test_forms(text: str, expected: Disk) -> None:
         ("file:,xvda,w", "the file or device to attach is missing"),
         ("phy:,xvda,w", "the file or device to attach is missing"),
         ("file:/a,768,w", "'768' is no device"),
+        ("file:/a,xvda,w,rate=fast", "'fast' is not a rate"),
+        ("file:/a,xvda,w,iops=0", "iops '0' is not a number"),
         ("file:/a,xvd1,w", "'xvd1' is no device"),
         ("file:/a,hda:floppy,w", "neither disk nor cdrom"),
         ("/a,vdev=xvda,devtype=tape", "neither disk nor cdrom"),

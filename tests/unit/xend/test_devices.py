@@ -19,7 +19,8 @@ from pyxen.config.model import (
     vif_numbers,
 )
 from pyxen.engine.contract import DomainSpec
-from pyxen.errors import ConfigError, Conflict, EngineError, NotFound
+from pyxen.engine.fake import FakeDomain
+from pyxen.errors import ConfigError, Conflict, EngineError, NotFound, Unsupported
 from pyxen.xend.devices import device_number
 from tests.unit.xend.conftest import Xend, describe
 from tests.unit.xend.test_life import Boot, create, gone, running_as, until
@@ -204,6 +205,39 @@ async def test_discs(boot: Boot, image: str) -> None:
         await devices.resize_disk("web", "hdc", 4096)
     await devices.resize_disk("web", "hda", 8192)
     assert xend.kinds()[-1] == "domain-disk-resized"
+
+
+async def test_rates(boot: Boot, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    xend = await boot()
+    await create(xend, disk=(Disk(vdev="xvda", target=image),), vif=(Vif(), Vif()))
+    devices, told = xend.domains.devices, list[Disk | Vif]()
+    limit = FakeDomain.limit
+
+    async def limited(self: FakeDomain, device: Disk | Vif, spec: DomainSpec) -> None:
+        told.append(device)
+        await limit(self, device, spec)
+
+    monkeypatch.setattr(FakeDomain, "limit", limited)
+    await devices.limit_disk("web", "xvda", 10**6, None)
+    await devices.limit_disk("web", "51712", None, 50)
+    for disk in (told[-1], config(xend).disk[0], written(xend).config.disk[0]):
+        assert isinstance(disk, Disk)
+        assert (disk.rate, disk.iops) == (10**6, 50)
+    await devices.limit_disk("web", "xvda", 0, None)
+    assert (config(xend).disk[0].rate, config(xend).disk[0].iops) == (None, 50)
+    await devices.limit_vif("web", "1", 1000)
+    assert [vif.rate for vif in config(xend).vif] == [None, 1000]
+    with pytest.raises(NotFound, match="Cannot find device '2'"):
+        await devices.limit_vif("web", "2", 1000)
+
+    async def refuse(self: FakeDomain, device: Disk | Vif, spec: DomainSpec) -> None:
+        raise Unsupported("no rate is kept")
+
+    monkeypatch.setattr(FakeDomain, "limit", refuse)
+    with pytest.raises(Unsupported, match="no rate is kept"):
+        await devices.limit_vif("web", "1", 0)
+    assert [vif.rate for vif in config(xend).vif] == [None, 1000]
+    assert xend.kinds()[-1] == "domain-device-limited"
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,12 @@ class FakeClient(Client):
     def change_disc(self, ref: str, vdev: str, target: str | None = None) -> Domain:
         return self._order("change_disc", ref, vdev, target)
 
+    def limit_disk(self, ref: str, vdev: str, rate: int | None = None, iops: int | None = None) -> Domain:
+        return self._order("limit_disk", ref, vdev, rate, iops)
+
+    def limit_vif(self, ref: str, vif: str, rate: int) -> Domain:
+        return self._order("limit_vif", ref, vif, rate)
+
     def resize_disk(self, ref: str, vdev: str, size_bytes: int) -> Domain:
         return self._order("resize_disk", ref, vdev, size_bytes)
 

@@ -17,6 +17,7 @@ from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.qemu import drives, hotplug
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
+from pyxen.engine.qemu.networks import limit_network
 from pyxen.engine.qemu.qmp import Session, execute, session
 from pyxen.engine.qemu.slots import drive_bus, has_virtio_console
 from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
@@ -108,6 +109,24 @@ class QemuDomain(ProcessDomain):
         async with self._session() as monitor:
             await hotplug.change_disc(monitor, disk)
         self.spec = spec
+
+    async def limit(self, device: Disk | Vif, spec: DomainSpec) -> None:
+        self._refuse_stopped("limit a device of")
+        if isinstance(device, Disk):
+            async with self._session() as monitor:
+                await drives.limit(monitor, device, drive_bus(spec.config, device))
+        else:
+            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            await asyncio.to_thread(limit_network, spec, number, device)
+        self.spec = spec
+
+    async def limit_disks(self) -> None:
+        """Hold those disks to their rates that have some, at the start."""
+        limited = [disk for disk in self.spec.config.disk if disk.rate or disk.iops]
+        if limited:
+            async with self._session() as monitor:
+                for disk in limited:
+                    await drives.limit(monitor, disk, drive_bus(self.spec.config, disk))
 
     async def resize_disk(self, vdev: str, size: int) -> None:
         self._refuse_stopped("resize a disk of")

@@ -66,6 +66,15 @@ async def resize(monitor: Session, vdev: str, size: int) -> None:
     await monitor.execute("block_resize", {"node-name": node_name_of(vdev), "size": size})
 
 
+async def limit(monitor: Session, disk: Disk, bus: str) -> None:
+    """Hold a disk on this bus to the rates that it has now."""
+    # A virtio device is two for QEMU: the one on the bus, and the disk behind it.
+    place = f"/machine/peripheral/{disk.vdev}/virtio-backend" if bus == "virtio" else disk.vdev
+    both = {"bps": disk.rate or 0, "iops": disk.iops or 0}
+    apart = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+    await monitor.execute("block_set_io_throttle", {"id": place, **both, **apart})
+
+
 def node_name_of(vdev: str) -> str:
     """The block node that a disk's guest sees."""
     return node_name(Drive(Disk(vdev=vdev), ()))

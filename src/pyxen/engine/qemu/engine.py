@@ -135,6 +135,7 @@ class QemuEngine:
             await domain.settle(_READY_S, paused=stopped, loading=template is not None)
             if template is None and state is not None:
                 await domain.load_state(state, paused=paused, late_disks=late_disks)
+            await domain.limit_disks()
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error
         return domain

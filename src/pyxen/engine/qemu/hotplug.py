@@ -16,7 +16,7 @@ from pyxen.engine.forwards import slirp_words
 from pyxen.engine.layers import node_name
 from pyxen.engine.qemu.argv import card
 from pyxen.engine.qemu.disks import disk_device
-from pyxen.engine.qemu.drives import free_drive, open_drive
+from pyxen.engine.qemu.drives import free_drive, limit, open_drive
 from pyxen.engine.qemu.networks import open_network
 from pyxen.engine.qemu.qmp import Session
 from pyxen.engine.qemu.slots import drive_bus
@@ -43,6 +43,8 @@ async def add_disk(monitor: Session, disk: Disk, spec: DomainSpec) -> None:
     try:
         drive = await open_drive(monitor, disk)
         await monitor.execute("device_add", disk_device(spec, drive))
+        if disk.rate or disk.iops:
+            await limit(monitor, disk, drive_bus(spec.config, disk))
     except BaseException:
         await free(monitor, disk.vdev)
         raise

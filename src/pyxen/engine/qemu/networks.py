@@ -58,3 +58,14 @@ def open_network(spec: DomainSpec, number: int, vif: Vif, descriptors: Descripto
     if vif.rate and (problem := limit_rate(name, vif.rate)):
         info.warnings.append(f"vif {number}: rate is not kept: {problem}")
     return f"tap,id=vif{number},fd={fd}"
+
+
+def limit_network(spec: DomainSpec, number: int, vif: Vif) -> None:
+    """Hold a running domain's vif to the rate that it has now. Blocking. Raises Unsupported."""
+    if not vif.bridge:
+        raise Unsupported(
+            f"vif {number} of '{spec.config.name}' is on a user-mode network, where QEMU keeps no rate",
+            hint="Vifs on a bridge, and all of the Xen engine's, can be limited.",
+        )
+    if (problem := limit_rate(tap_name(spec, number, vif), vif.rate)) is not None:
+        raise Unsupported(f"vif {number} of '{spec.config.name}' can't be limited: {problem}")

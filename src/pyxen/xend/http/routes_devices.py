@@ -29,6 +29,14 @@ async def _resize_disk(call: Call) -> api.Domain:
     return await call.core.devices.resize_disk(call.ref("domain"), call.body.vdev, call.body.size_bytes)
 
 
+async def _limit_disk(call: Call) -> api.Domain:
+    return await call.core.devices.limit_disk(call.ref("domain"), call.body.vdev, call.body.rate, call.body.iops)
+
+
+async def _limit_vif(call: Call) -> api.Domain:
+    return await call.core.devices.limit_vif(call.ref("domain"), call.body.vif, call.body.rate)
+
+
 async def _attach_vif(call: Call) -> api.Domain:
     return await call.core.devices.attach_vif(call.ref("domain"), call.body.vif)
 
@@ -57,6 +65,14 @@ OPERATIONS = (
     Operation(
         "POST", f"{_ONE}/resize-disk", "resizeDisk", "Make a running domain's disk longer", _resize_disk,
         body=device_api.ResizeDiskRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/limit-disk", "limitDisk", "Limit how much a disk reads and writes", _limit_disk,
+        body=device_api.LimitDiskRequest, result=api.Domain, errors=_ERRORS,
+    ),
+    Operation(
+        "POST", f"{_ONE}/limit-vif", "limitVif", "Limit how much a domain sends", _limit_vif,
+        body=device_api.LimitVifRequest, result=api.Domain, errors=_ERRORS,
     ),
     Operation(
         "POST", f"{_ONE}/attach-vif", "attachVif", "Give a domain a network interface", _attach_vif,

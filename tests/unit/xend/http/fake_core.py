@@ -73,6 +73,12 @@ class FakeDevices(Devices):
     async def resize_disk(self, ref: str, vdev: str, size: int) -> api.Domain:
         return self._core.get(ref)
 
+    async def limit_disk(self, ref: str, vdev: str, rate: int | None, iops: int | None) -> api.Domain:
+        return self._core.get(ref)
+
+    async def limit_vif(self, ref: str, which: str, rate: int) -> api.Domain:
+        return self._core.get(ref)
+
     async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
         return self._core.get(ref)
 
