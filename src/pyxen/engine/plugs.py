@@ -45,6 +45,7 @@ async def add_disk(order: Order, disk: Disk, directory: Path, uid: int | None) -
 
 async def add_vif(order: Order, number: int, spec: DomainSpec, vif: Vif, directory: Path, info: StartedInfo) -> None:
     """Raises as ``add_disk``. Its forwards go into ``info``."""
+    before = list(info.forwards)
     try:
         fd = await asyncio.to_thread(open_network, spec, directory, number, vif, info)
         try:
@@ -52,6 +53,7 @@ async def add_vif(order: Order, number: int, spec: DomainSpec, vif: Vif, directo
         finally:
             os.close(fd)
     except BaseException as error:
+        info.forwards[:] = before
         await _take_back(order, vif_device(number), error)
         await asyncio.to_thread(close_network, directory, number)
         raise

@@ -30,6 +30,7 @@ from pyxen.config.model import (
 )
 from pyxen.engine.contract import DomainSpec
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
+from pyxen.xend.finishing import to_the_end
 from pyxen.xend.prepare import check_macs, check_sharing, complete, settle_disk
 from pyxen.xend.registry import Live
 from pyxen.xend.store import Phase, Record
@@ -141,7 +142,8 @@ class Devices:
                 raise Conflict(f"{disk.vdev} of '{record.name}' is read-only")
             if size % 512:
                 raise InvalidRequest(f"a disk has whole sectors of 512 bytes, {size} is no multiple of that")
-            await live.process.resize_disk(disk.vdev, size)
+            # The guest may wait for its disk meanwhile.
+            await to_the_end(live.process.resize_disk(disk.vdev, size))
             self._life.tell("domain-disk-resized", record, device=disk.vdev, size_bytes=size)
         return self._view(record)
 

@@ -212,6 +212,16 @@ async def test_what_can_not_be_had_leaves_nothing(lab: Lab, place: Path) -> None
     assert [disk.vdev for disk in lab.domain.spec.config.disk] == ["xvda", "xvdc"]
 
 
+async def test_an_interface_that_is_refused_leaves_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usernet, "_has_route", lambda: False)
+    await lab.plug(Vif(mac="00:16:3e:00:00:01"))
+    config = msgspec.structs.replace(lab.domain.spec.config, vif=())
+    lab.domain.spec = msgspec.structs.replace(lab.domain.spec, config=config)
+    with pytest.raises(Conflict, match="there is a device nic0 already"):
+        await lab.plug(Vif(mac="00:16:3e:00:00:02", forward=(Forward(host=free_port(), guest=22),)))
+    assert lab.domain.info.forwards == []
+
+
 async def test_what_is_no_order(lab: Lab, place: Path) -> None:
     execute = lab.domain._execute
     with (place / "xvda").open("wb") as file:
