@@ -38,10 +38,11 @@ unit: $(STAMP)
 guest: $(STAMP)
 	$(VENV)/bin/pytest tests/guest
 
-# Without the test host: docs/roadmap.md says what fails there.
+# In the test host a busy machine's timeouts may strike: what fails there has a second try.
 test: lint type
 	$(VENV)/bin/pytest tests/unit -n 2
 	$(VENV)/bin/pytest tests/guest
+	$(VENV)/bin/pytest tests/testhost -n 2 || $(VENV)/bin/pytest tests/testhost -n 2 --last-failed --last-failed-no-failures none
 
 # The hypervisor with a KVM that works.
 testhost: $(STAMP)

@@ -98,7 +98,7 @@ def _start(image: Image, folder: Path, name: str, *more: str) -> subprocess.Pope
             *("-machine", "pc,usb=off,vmport=off,hpet=off,smm=off,graphics=off", "-accel", "tcg", "-cpu", "max"),
             *("-m", str(_MEMORY), "-bios", "/usr/share/qemu/qboot.rom"),
             *("-kernel", str(unpack(Path(image.kernel), CACHE / "kernels").vmlinux), "-initrd", image.ramdisk),
-            *("-append", f"{image.cmdline} no_timer_check"),
+            *("-append", f"{image.cmdline} console=ttyS0 no_timer_check"),
             *("-serial", f"file:{folder}/{name}.log"),
             *(_devices()),
             *("-qmp", f"unix:{folder}/{name}.qmp,server=on,wait=off"),

@@ -50,7 +50,7 @@ done'
 at grown
 
 xm block-limit inner xvdb --rate 1MB/s
-xm network-limit inner 0 100kB/s
+xm network-limit inner 0 100KB/s
 guest 'echo 3 >/proc/sys/vm/drop_caches
 took() { read before _ </proc/uptime; "$@"; read after _ </proc/uptime; echo $1-took $before $after; }
 took dd if=/dev/xvdb of=/dev/null bs=64k count=48 2>/dev/null
