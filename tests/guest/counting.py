@@ -27,7 +27,7 @@ def start_counting(host: Host, vcpus: int, *words: str, qcow2: bool = False) -> 
     type_line(console, "head -c 300000 /dev/urandom > /tmp/random && cp /tmp/random /data/random && sync")
     digest = type_line(console, "sha256sum < /tmp/random")
     type_line(console, COUNTER)
-    console.close()
+    _leave(console)
     return digest
 
 
@@ -38,10 +38,14 @@ def ask(host: Host, command: str) -> str:
     console.sendline(f'echo "{mark[:4]}""{mark[4:]}[$({command})]"')  # in two parts, so that its echo is no answer
     console.expect(rf"{mark}\[([^\]]*)\]")
     answer = str(console.match.group(1))
-    console.send("\x1d")  # Ctrl-] leaves the console
+    _leave(console)
+    return answer.strip()
+
+
+def _leave(console: pexpect.spawn[str]) -> None:
+    console.send("\x1d")  # Ctrl-]
     console.expect(pexpect.EOF)
     console.close()
-    return answer.strip()
 
 
 def counted(host: Host) -> int:
