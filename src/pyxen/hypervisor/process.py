@@ -97,8 +97,8 @@ class DomainProcess:
     def _attach(self, sources: Sources) -> None:
         """Give the guest what its description says."""
         config = self.spec.config
-        # First, as a restored guest takes its devices up in this order: Linux' driver of that console then gives back the
-        # event channel that it had before, whoever has that number by now (6.1: drivers/tty/hvc/hvc_xen.c).
+        # First, as a restored guest takes its devices up in this order: Linux' driver of that console gives back the
+        # event channel that it had before, whoever has that number by then (6.1: drivers/tty/hvc/hvc_xen.c).
         if sources.agent is not None:
             self._devices.attach_agent(AgentSocket(sources.agent, self.loop))
         for disk in config.disk:
