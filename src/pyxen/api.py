@@ -361,6 +361,8 @@ class MigrateRequest(Struct, forbid_unknown_fields=True):
     """MiB a second at most."""
     downtime_ms: Annotated[int, Meta(ge=1, le=2_000_000)] = 300
     """The guest is stopped when the rest can be sent in this time."""
+    copy_disks: bool = False
+    """Copy the disks that the hosts don't share."""
     converge: bool = True
     """Slow the guest down if it changes memory faster than that can be sent."""
 

@@ -63,6 +63,11 @@ class Roots:
         return self.state / "snapshots"
 
     @property
+    def arriving(self) -> Path:
+        """Journals of the disks that are made for domains that arrive."""
+        return self.state / "arriving"
+
+    @property
     def kernels(self) -> Path:
         """Cache of unpacked kernels, named by the digest of the packed file."""
         return self.state / "kernels"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.guest.host import Host, free_port, wait_for
 
@@ -19,13 +19,15 @@ class Side(Host):
     def __init__(self, address: str, namespace: str | None) -> None:
         super().__init__()
         self.address, self.namespace = address, namespace
+        self.inside_of: list[str] = []
+        """Words before xend's own, of what it is to run in besides."""
         self.port = free_port()
         (self.root / "state" / "xend.toml").write_text(f'relocation = "{address}:{self.port}"\n')
 
     def argv(self, *words: str) -> list[str]:
         # Not ip netns exec, which mounts another /sys.
         enter = [] if self.namespace is None else ["nsenter", f"--net=/run/netns/{self.namespace}"]
-        return [*enter, *super().argv(*words)]
+        return [*enter, *(self.inside_of if words[0] == "xend" else []), *super().argv(*words)]
 
     def running(self, name: str = "web") -> bool:
         return self.domains().get(name, {}).get("power_state") == "running"
@@ -58,12 +60,14 @@ def _ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[tuple[Side, Side]]:
+def pair(prepare: Callable[[Side], None] = lambda side: None) -> Iterator[tuple[Side, Side]]:
+    """``prepare`` is called with each side before its xend starts."""
     sides: list[Side] = []
     with _networks() as networks:
         try:
             for address, namespace in networks:
                 sides.append(Side(address, namespace))
+                prepare(sides[-1])
                 sides[-1].start()
             for one, other in (sides, sides[::-1]):
                 one.run("xm", "peer", "add", "other", stdin=other.xm("peer", "show"))

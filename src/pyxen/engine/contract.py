@@ -15,6 +15,8 @@ folder (``RUN/domains/DOMID``), written by xend before the start and by the proc
     control.sock  the engine's own control channel
     gdb.sock      leads to the engine's stub for gdb, for a domain that has one
     agent.sock    leads to the agent in the guest, whether it has one or not; one connection at a time
+    disks.sock    of a domain that arrives: an NBD server, with an export of its vdev's name for each empty disk
+    copy-VDEV     of a domain that is being sent: xend's socket, which leads to that disk's export on the other host
 
 Nothing here polls: console.log and events are watched by inotify, the process by a pidfd.
 """
@@ -34,6 +36,13 @@ from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
 from pyxen.engine.template import Template
+
+DISKS = "disks.sock"
+
+
+def copy_socket(vdev: str) -> str:
+    """Where a disk's copy on another host is reached, in the domain's folder."""
+    return f"copy-{vdev}"
 
 
 class Waking(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,11 +290,36 @@ class RunningDomain(Protocol):
         """
         ...
 
-    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+    async def send_live(
+        self,
+        stream: int,
+        limits: Limits,
+        progress: Callable[[Moving], None],
+        copied: Callable[[], None] | None = None,
+    ) -> None:
         """As ``save_state``, of a guest that runs while its memory is written, and is frozen for the last of it.
 
-        An engine that can't do that freezes it first. If this raises or is cancelled, ``thaw`` lets the guest go on.
+        An engine that can't do that freezes it first. If disks are being copied, ``copied`` is called when all that
+        the frozen guest has written to them is in their copies, which it lets go of then. If this raises or is
+        cancelled, ``abandon_copies`` and ``thaw`` let the guest go on.
         """
+        ...
+
+    async def copy_disk(self, vdev: str, bandwidth: int | None) -> None:
+        """Begin to write a disk to the NBD export that its ``copy_socket`` leads to, and from then on what the guest
+        writes, too; at most ``bandwidth`` bytes a second. Raises Unsupported.
+        """
+        ...
+
+    async def copies(self) -> tuple[int, int, bool]:
+        """Bytes that have been written of all such disks, bytes in all, and whether they are the same now.
+
+        Raises EngineError if one can't be.
+        """
+        ...
+
+    async def abandon_copies(self) -> None:
+        """Let go of the copies, of no use as they are, and of a state that was about to be sent; before ``thaw``."""
         ...
 
     async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
@@ -385,13 +419,15 @@ class Engine(Protocol):
         state: int | None = None,
         late_disks: bool = False,
         template: Template | None = None,
+        empty_disks: Sequence[str] = (),
     ) -> RunningDomain:
         """Start a domain in a fresh ``directory`` that holds the files listed above as far as xend makes them.
 
         With ``state`` the guest goes on from what ``save_state`` wrote, read from this descriptor up to its end.
         With ``late_disks`` (which goes with ``state`` and ``paused``) it doesn't touch its disks before it is unpaused:
         until then they are another process's. With a full ``template`` it goes on from there, sharing its memory; an
-        empty one is first filled from ``state``.
+        empty one is first filled from ``state``. ``empty_disks``, by vdev, are written to through DISKS until the
+        state is there.
 
         Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.
         Raises EngineError with the monitor's words; then no process is left.

@@ -228,7 +228,22 @@ class ProcessDomain(ABC):
         except OSError as error:
             raise Unavailable(f"cannot speak to the agent of '{name}': {error.strerror}") from error
 
-    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+    async def copy_disk(self, vdev: str, bandwidth: int | None) -> None:
+        raise self._uncopyable()
+
+    async def copies(self) -> tuple[int, int, bool]:
+        raise self._uncopyable()
+
+    async def abandon_copies(self) -> None:  # noqa: B027  there are none, where there can be none
+        pass
+
+    async def send_live(
+        self,
+        stream: int,
+        limits: Limits,
+        progress: Callable[[Moving], None],
+        copied: Callable[[], None] | None = None,
+    ) -> None:
         started = time.monotonic()
         await self.freeze()
         await self.save_state(stream)
@@ -280,6 +295,12 @@ class ProcessDomain(ABC):
         return Unsupported(
             f"the engine of '{self.spec.config.name}' can't change a domain's devices while it runs yet",
             hint="The QEMU engine can: engine=qemu in the domain's description.",
+        )
+
+    def _uncopyable(self) -> Unsupported:
+        return Unsupported(
+            f"the engine of '{self.spec.config.name}' can't copy disks while it runs yet",
+            hint="Have the hosts share the folder that they lie in.",
         )
 
     def _unsaveable(self) -> Unsupported:

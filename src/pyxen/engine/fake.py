@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pyxen.api import EngineInfo, Trigger
@@ -253,6 +253,7 @@ class FakeEngine:
         state: int | None = None,
         late_disks: bool = False,
         template: Template | None = None,
+        empty_disks: Sequence[str] = (),
     ) -> RunningDomain:
         if template is not None and not template.full:
             assert state is not None

@@ -399,6 +399,7 @@ class XenEngine:
         state: int | None = None,
         late_disks: bool = False,
         template: Template | None = None,
+        empty_disks: Sequence[str] = (),
     ) -> RunningDomain:
         if (state is not None or template is not None) and spec.machine != _MACHINE:
             raise Unsupported(

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import uuid as uuids
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class Life:
         accept: Callable[[RunningDomain], Awaitable[str]] | None = None,
         template: Template | None = None,
         waking: Waking | None = None,
+        empty_disks: Sequence[str] = (),
     ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
@@ -149,7 +150,7 @@ class Life:
         the guest goes on from what is read there, with ``head`` on the engine and model of a machine that it had, its
         devices in the same slots. ``accept`` may refuse what has been built by raising, or says what is meant to happen
         to it next. With a full ``template`` the guest goes on from that, and an empty one is filled. ``waking``: what
-        it is to be told then.
+        it is to be told then. ``empty_disks``, by vdev, are filled from elsewhere before the state comes.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -179,7 +180,13 @@ class Life:
             directory = await asyncio.to_thread(self._make_directory, spec)
             reached("build-laid-out")
             process = await chosen.start(
-                spec, directory, paused=paused, state=state, late_disks=late_disks, template=template
+                spec,
+                directory,
+                paused=paused,
+                state=state,
+                late_disks=late_disks,
+                template=template,
+                empty_disks=empty_disks,
             )
             reached("build-started")
             record.config = config

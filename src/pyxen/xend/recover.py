@@ -41,6 +41,7 @@ async def recover(life: Life, migration: Migration) -> None:
                 await _find_preserved(life, record)
             case Phase.HALTED:
                 pass
+    await migration.sweep()
     await asyncio.to_thread(_sweep_orphans, life)
     await asyncio.to_thread(snapshot_files.sweep, life)
 

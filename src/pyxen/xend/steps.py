@@ -14,6 +14,10 @@ from collections.abc import Callable
 
 OUTGOING = ("offered", "sending", "sent", "given", "committed", "confirmed")
 INCOMING = ("invited", "receiving", "loaded", "accepted", "arrived", "running")
+COPYING = ("copying", "copied", "switched")
+"""Between sending and sent, where disks are copied."""
+MADE = ("made",)
+"""Between invited and receiving, on the other side."""
 BUILD = ("build-noted", "build-laid-out", "build-started", "build-kept")
 SAVE = ("save-noted", "save-frozen", "save-written", "save-named", "save-ended")
 CHECKPOINT = (*SAVE[:-1], "save-gone-on")

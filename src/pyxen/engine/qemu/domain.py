@@ -15,7 +15,7 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
 from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
-from pyxen.engine.qemu import drives, hotplug
+from pyxen.engine.qemu import copying, drives, hotplug
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.networks import limit_network
 from pyxen.engine.qemu.qmp import Session, execute, session
@@ -230,10 +230,29 @@ class QemuDomain(ProcessDomain):
         # Unlimited: the guest stands still meanwhile, and QEMU keeps to 128 MiB a second unless told otherwise.
         await self._send(stream, {"max-bandwidth": _NO_LIMIT}, "save", shared=shared)
 
-    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+    async def send_live(
+        self,
+        stream: int,
+        limits: Limits,
+        progress: Callable[[Moving], None],
+        copied: Callable[[], None] | None = None,
+    ) -> None:
         self._refuse_stopped("migrate")
         parameters = {"max-bandwidth": limits.bandwidth or _NO_LIMIT, "downtime-limit": limits.downtime_ms}
-        await self._send(stream, parameters, "migrate", progress, converge=limits.converge)
+        await self._send(stream, parameters, "migrate", progress, converge=limits.converge, copied=copied)
+
+    async def copy_disk(self, vdev: str, bandwidth: int | None) -> None:
+        self._refuse_stopped("copy a disk of")
+        await copying.begin(self.directory, vdev, bandwidth)
+
+    async def copies(self) -> tuple[int, int, bool]:
+        return await copying.progress(self.directory)
+
+    async def abandon_copies(self) -> None:
+        async with session(self.directory) as monitor:
+            # It may stand still, and wait for a word that an earlier xend would have said.
+            await monitor.execute("migrate_cancel")
+        await copying.abandon(self.directory)
 
     async def _send(
         self,
@@ -244,14 +263,17 @@ class QemuDomain(ProcessDomain):
         *,
         converge: bool = False,
         shared: bool = False,
+        copied: Callable[[], None] | None = None,
     ) -> None:
         async with session(self.directory, timeout_s=None) as monitor:
             await monitor.execute("migrate-set-parameters", parameters)
-            await _set_capabilities(monitor, {"events": True, "auto-converge": converge, **_ignoring(shared)})
+            waits = copied is not None  # for our word, when the guest stands still
+            wanted = {"events": True, "auto-converge": converge, "pause-before-switchover": waits}
+            await _set_capabilities(monitor, {**wanted, **_ignoring(shared)})
             await monitor.execute("getfd", {"fdname": "state"}, fd=stream)
             await monitor.execute("migrate", {"uri": "fd:state"})
             try:
-                await self._moved(monitor, verb, progress)
+                await self._moved(monitor, verb, progress, copied)
             except BaseException:
                 with contextlib.suppress(PyxenError):
                     await monitor.execute("migrate_cancel")
@@ -278,7 +300,13 @@ class QemuDomain(ProcessDomain):
                 raise EngineError(f"QEMU can't restore '{self.spec.config.name}': {words}") from error
             raise
 
-    async def _moved(self, monitor: Session, verb: str, progress: Callable[[Moving], None] | None = None) -> None:
+    async def _moved(
+        self,
+        monitor: Session,
+        verb: str,
+        progress: Callable[[Moving], None] | None = None,
+        copied: Callable[[], None] | None = None,
+    ) -> None:
         """Wait for the end of a migration; its events say when to look."""
         while True:
             found = await monitor.execute("query-migrate")
@@ -288,6 +316,11 @@ class QemuDomain(ProcessDomain):
             match found.get("status"):
                 case "completed":
                     return
+                case "pre-switchover" if copied is not None:
+                    await copying.finish(monitor)
+                    copied()
+                    copied = None
+                    await monitor.execute("migrate-continue", {"state": "pre-switchover"})
                 case "failed" | "cancelled":
                     raise EngineError(
                         f"QEMU can't {verb} '{self.spec.config.name}': {found.get('error-desc', 'it does not say why')}"

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyxen.api import EngineInfo
@@ -17,6 +18,7 @@ from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
 from pyxen.engine.process import kill_all
+from pyxen.engine.qemu import copying
 from pyxen.engine.qemu.disks import check_disks
 from pyxen.engine.qemu.domain import QemuDomain
 from pyxen.engine.qemu.launch import find_binary, find_firmware, kvm_group, launch
@@ -111,6 +113,7 @@ class QemuEngine:
         state: int | None = None,
         late_disks: bool = False,
         template: Template | None = None,
+        empty_disks: Sequence[str] = (),
     ) -> RunningDomain:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         incoming = state is not None or template is not None
@@ -134,7 +137,11 @@ class QemuEngine:
         try:
             await domain.settle(_READY_S, paused=stopped, loading=template is not None)
             if template is None and state is not None:
+                if empty_disks:
+                    await copying.serve(directory, empty_disks)
                 await domain.load_state(state, paused=paused, late_disks=late_disks)
+                if empty_disks:
+                    await copying.stop_serving(directory)
             await domain.limit_disks()
         except EngineError as error:
             raise translate(spec.config.name, error.message) from error

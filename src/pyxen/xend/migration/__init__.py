@@ -32,6 +32,10 @@ class Migration:
         if (record.intended or "").startswith(ARRIVE):
             await self.incoming.remember(record)
 
+    async def sweep(self) -> None:
+        """Remove what an earlier xend has made for domains that have not arrived. After all are recalled."""
+        await self.incoming.sweep()
+
     async def finish(self, record: Record) -> None:
         """Go on where an earlier xend was killed. The record's lock is held; its process, if it has one, is adopted."""
         if is_given(record):

@@ -8,9 +8,11 @@ import uuid as uuids
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pyxen.config.model import Disk, DomainConfig
+import msgspec
+
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, DomainConfig
 from pyxen.engine.contract import Engine
-from pyxen.engine.layers import is_writable
+from pyxen.engine.layers import backing, is_writable
 from pyxen.errors import PyxenError
 from pyxen.xend.life import Life
 from pyxen.xend.migration.wire import PROTOCOL, Fact, Offer
@@ -18,7 +20,7 @@ from pyxen.xend.prepare import check_memory
 
 _CPUINFO = Path("/proc/cpuinfo")
 _TOKEN = ".pyxen-migration-"
-_SHARED = "share its folder between the hosts, at the same path"
+_SHARED = "share its folder between the hosts, at the same path, or copy the disk: --copy-disks"
 
 
 def cpu_flags(accelerator: str, cpuinfo: Path = _CPUINFO) -> list[str]:
@@ -33,11 +35,14 @@ def cpu_flags(accelerator: str, cpuinfo: Path = _CPUINFO) -> list[str]:
 
 
 @contextlib.contextmanager
-def files(disks: Sequence[Disk]) -> Iterator[list[Fact]]:
-    """The files of these disks, each with a token beside it for as long as the other side looks."""
+def files(disks: Sequence[Disk], *, copy: bool = False) -> Iterator[list[Fact]]:
+    """The files of these disks, each with a token beside it for as long as the other side looks.
+
+    ``copy``: those that aren't shared are to be copied, where they can be.
+    """
     made: dict[Path, str] = {}
     try:
-        yield [_fact(disk, made) for disk in disks if disk.target]
+        yield [_copyable(disk, _fact(disk, made)) if copy else _fact(disk, made) for disk in disks if disk.target]
     finally:
         for path in made.values():
             Path(path).unlink(missing_ok=True)
@@ -51,7 +56,32 @@ def _fact(disk: Disk, made: dict[Path, str]) -> Fact:
         with contextlib.suppress(OSError):  # a folder that can't be written to: by path and size alone
             os.close(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             made[folder] = str(token)
-    return Fact(f"disk {disk.vdev}", str(path), _size(path), is_writable(disk), made.get(folder))
+    return Fact(f"disk {disk.vdev}", str(path), _size(path), is_writable(disk), made.get(folder), disk.vdev)
+
+
+def _copyable(disk: Disk, fact: Fact) -> Fact:
+    """With what is needed to make a copy, of a file that only this domain writes to. Raises OSError, ConfigError."""
+    path = Path(disk.target)
+    if not fact.writable or disk.access is DiskAccess.WRITE_SHARED or not path.is_file() or fact.token is None:
+        return fact
+    size, allocated = fact.size, path.stat().st_blocks * 512
+    if disk.format is DiskFormat.QCOW2:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(32)[24:], "big")  # QEMU's docs/interop/qcow2.txt
+        layer: str | None = disk.target
+        while layer is not None and (below := backing(layer)) is not None:
+            allocated += Path(below[0]).stat().st_blocks * 512
+            layer = below[0] if below[1] == DiskFormat.QCOW2.value else None
+    return msgspec.structs.replace(fact, format=disk.format.value, size=size, allocated=allocated)
+
+
+def copies(offer: Offer) -> list[Fact]:
+    """The disks that must be made here and filled."""
+    return [fact for fact in offer.files if fact.format and not _shared(fact)]
+
+
+def _shared(fact: Fact) -> bool:
+    return fact.token is not None and Path(fact.token).exists()
 
 
 def _size(path: Path) -> int:
@@ -77,8 +107,10 @@ def problems(offer: Offer, life: Life) -> list[str]:
     if config.image is not None:
         with _noting("image", found):
             life.images.get(config.image)
+    new = copies(offer)
     for fact in offer.files:
-        found += [(fact.what, why) for why in _file(fact)]
+        found += [(fact.what, why) for why in (_new_file(fact, life) if fact in new else _file(fact))]
+    found += [("disks", why) for why in _space(new, life)]
     return [f"{what:<10} {why}" for what, why in found]
 
 
@@ -115,6 +147,30 @@ def _engine(offer: Offer, engine: Engine) -> list[tuple[str, str]]:
     return found
 
 
+def _new_file(fact: Fact, life: Life) -> Iterator[str]:
+    path = Path(fact.path)
+    if path.exists() or path.is_symlink():
+        yield f"{path} is there already, and is another file than the one there; move it away"
+    elif path.parent != life.roots.disks and not os.access(path.parent, os.W_OK | os.X_OK):
+        yield f"the folder {path.parent} is not there, or can't be written to; make it"
+
+
+def _space(new: Sequence[Fact], life: Life) -> Iterator[str]:
+    """What all copies in one file system take must be free there."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for fact in new:
+        folder = Path(fact.path).parent
+        if not folder.is_dir():
+            folder = life.roots.state
+        device = folder.stat().st_dev
+        needed[device] = (folder, needed.get(device, (folder, 0))[1] + fact.allocated)
+    for folder, size in needed.values():
+        found = os.statvfs(folder)
+        free = found.f_bavail * found.f_frsize
+        if size > free:
+            yield f"{folder} has {free >> 20} MiB free, the copies take {size >> 20} MiB"
+
+
 def _file(fact: Fact) -> Iterator[str]:
     path = Path(fact.path)
     try:
@@ -122,9 +178,9 @@ def _file(fact: Fact) -> Iterator[str]:
     except OSError as error:
         yield f"{fact.path}: {error.strerror}; {_SHARED}"
         return
-    if fact.token is not None and not Path(fact.token).exists():
+    if fact.token is not None and not _shared(fact):
         yield f"{fact.path} is another file than the one there; {_SHARED}"
-    elif size != fact.size:
+    elif not fact.format and size != fact.size:
         yield f"{fact.path} has {size} bytes, not {fact.size}"
     elif fact.writable and not os.access(path, os.W_OK):
         yield f"{fact.path} can't be written to"

@@ -8,14 +8,17 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
 from pyxen.config.model import DomainConfig
 from pyxen.engine.contract import RunningDomain
 from pyxen.errors import Conflict, EngineError, PyxenError
+from pyxen.xend.finishing import to_the_end
 from pyxen.xend.life import Life
-from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration import disks, fit, wire
+from pyxen.xend.migration.disks import Journal
 from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.migration.wire import Link
@@ -36,6 +39,8 @@ _FORGET_S = 60.0
 @dataclass(slots=True)
 class _Arrival:
     task: asyncio.Task[int]
+    record: Record | None = None
+    copies: tuple[str, ...] = ()
     accepted: bool = False
     """It is ours, or about to be."""
     given_up: bool = False
@@ -78,6 +83,8 @@ class Incoming:
             match first:
                 case wire.Offer():
                     await self._take(link, first)
+                case wire.Fill():
+                    await self._fill(link, first)
                 case wire.Question():
                     await link.send(wire.Verdict(await self._verdict(first.id)))
                 case wire.Forget():
@@ -100,7 +107,7 @@ class Incoming:
             return
         reached("invited", link.cut)
         if offer.dry:
-            await link.send(wire.Ready())
+            await link.send(wire.Ready([fact.vdev for fact in fit.copies(offer)]))
             return
         arrival = _Arrival(asyncio.create_task(self._arrive(link, offer)))
         self._arrivals[offer.id] = arrival
@@ -127,14 +134,47 @@ class Incoming:
         async with self._life.registry.lock(record.uuid):
             if record.phase is not Phase.HALTED:
                 raise Conflict(f"domain '{record.name}' has been started meanwhile")
-            await link.send(wire.Ready())
-            await self._build(link, offer, record, config)
+            await self._make_and_build(link, offer, record, config)
             await self.finish(record)
             reached("running", link.cut)
             self._life.tell("domain-arrived", record, host=link.peer)
             self._life.restored(record)
             assert record.domid is not None
             return record.domid
+
+    async def _make_and_build(self, link: Link, offer: wire.Offer, record: Record, config: DomainConfig) -> None:
+        """Make the disks that are missing and build the domain; if it does not arrive, none of them is left."""
+        arrival = self._arrivals[offer.id]
+        new = await asyncio.to_thread(fit.copies, offer)
+        arrival.record, arrival.copies = record, tuple(fact.vdev for fact in new)
+        journal = Journal(self._life.roots.arriving, offer.id)
+        try:
+            if new:
+                await to_the_end(asyncio.to_thread(journal.make, new))
+            reached("made", link.cut)
+            await link.send(wire.Ready(list(arrival.copies)))
+            await self._build(link, offer, record, config, arrival.copies)
+        finally:
+            arrived = (record.intended or "").startswith(f"{ARRIVE}{offer.id} ")
+            await to_the_end(asyncio.to_thread(journal.keep if arrived else journal.undo))
+
+    async def _fill(self, link: Link, request: wire.Fill) -> None:
+        """A connection that leads to one of the disks which a domain that arrives must be given."""
+        arrival = self._arrivals.get(request.id)
+        if arrival is None or request.vdev not in arrival.copies:
+            raise wire.Broken("no domain that arrives lacks that disk")
+
+        def folder() -> Path | None:
+            record = arrival.record
+            return self._life.directory(record.domid) if record is not None and record.domid is not None else None
+
+        await disks.fill(link, folder, arrival.task)
+
+    async def sweep(self) -> None:
+        """Remove the disks of domains that were about to arrive when an earlier xend died, and have not."""
+        for migration_id, journal in await asyncio.to_thread(Journal.all, self._life.roots.arriving):
+            arrived = await self._life.store.meta(_remembered(migration_id)) is not None
+            await asyncio.to_thread(journal.keep if arrived else journal.undo)
 
     def _record(self, config: DomainConfig, offer: wire.Offer) -> Record:
         """The one that we have of this domain, halted, or a new one."""
@@ -150,7 +190,9 @@ class Incoming:
             restart_count=offer.head.restart_count,
         )
 
-    async def _build(self, link: Link, offer: wire.Offer, record: Record, config: DomainConfig) -> None:
+    async def _build(
+        self, link: Link, offer: wire.Offer, record: Record, config: DomainConfig, empty_disks: tuple[str, ...]
+    ) -> None:
         """Have the domain stand ready, and be ours. Raises whatever keeps it from that; then nothing is left of it."""
         out, into = os.pipe2(os.O_CLOEXEC)
         pump = asyncio.create_task(_pump(link, into))
@@ -179,6 +221,7 @@ class Incoming:
                 head=offer.head,
                 late_disks=not offer.paused,
                 accept=accept,
+                empty_disks=empty_disks,
             )
         )
         try:

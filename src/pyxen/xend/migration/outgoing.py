@@ -24,7 +24,7 @@ from pyxen.api import ShutdownReason
 from pyxen.engine.contract import Limits, Moving, Stopped
 from pyxen.errors import Conflict, EngineError, PyxenError
 from pyxen.xend.life import Life
-from pyxen.xend.migration import fit, wire
+from pyxen.xend.migration import disks, fit, wire
 from pyxen.xend.migration.insist import insist
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.migration.wire import Link
@@ -148,11 +148,11 @@ class Outgoing:
             try:
                 migration_id = uuids.uuid4().hex
                 was_paused = live.process.paused
-                await self._offer(record, live, link, request, migration_id)
+                copies = await self._offer(record, live, link, request, migration_id)
                 if request.dry:
                     tell(api.Progress(step="it would fit", done=True))
                     return
-                moving = await self._send(record, live, link, to, request, migration_id, tell)
+                moving = await self._send(record, live, link, to, request, migration_id, copies, tell)
                 sent = time.monotonic()
                 domid = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
                 downtime = 0.0 if was_paused else moving.stopped_s + time.monotonic() - sent
@@ -176,14 +176,17 @@ class Outgoing:
 
     async def _offer(
         self, record: Record, live: Live, link: Link, request: api.MigrateRequest, migration_id: str
-    ) -> None:
-        """Have the other side say that it will take the domain. Raises Conflict with all that doesn't fit."""
+    ) -> list[str]:
+        """Have the other side say that it will take the domain; the disks that it must be given, by vdev.
+
+        Raises Conflict with all that doesn't fit.
+        """
         head = await head_of(record, live, migration_id)
         # With the disks as they lie here: an image's root layer, too, which would be made anew there.
         config = msgspec.structs.replace(head.config, disk=live.spec.config.disk)
         head = msgspec.structs.replace(head, config=config, generation=live.spec.generation)
         accelerator = live.process.info.accelerator
-        with fit.files(live.spec.config.disk) as files:
+        with fit.files(live.spec.config.disk, copy=request.copy_disks) as files:
             offer = wire.Offer(
                 protocol=wire.PROTOCOL,
                 id=migration_id,
@@ -197,7 +200,7 @@ class Outgoing:
             await link.send(offer)
             reached("offered", link.cut)
             try:
-                await link.expect(wire.Ready)
+                return (await link.expect(wire.Ready)).copies
             except wire.Misfit as error:
                 raise Conflict(
                     f"'{record.name}' does not fit on {request.host}", hint="\n".join(error.problems)
@@ -211,12 +214,13 @@ class Outgoing:
         to: _Destination,
         request: api.MigrateRequest,
         migration_id: str,
+        copies: list[str],
         tell: Tell,
     ) -> Moving:
         """Send the state until the other side has all of it and the guest stands still. Else it goes on here."""
         before, was_paused = record.intended, live.process.paused
         after = "stay" if was_paused else "go-on"
-        sending = asyncio.create_task(self._stream(live, link, request, tell))
+        sending = asyncio.create_task(self._fill_and_stream(live, link, to, request, migration_id, copies, tell))
         loaded = asyncio.create_task(link.expect(wire.Loaded, None))
         try:
             await self._records.change(record, intended=f"{MIGRATE}{migration_id} {after} {to.host} {to.port}")
@@ -245,7 +249,43 @@ class Outgoing:
             raise
         return moving
 
-    async def _stream(self, live: Live, link: Link, request: api.MigrateRequest, tell: Tell) -> Moving:
+    async def _fill_and_stream(
+        self,
+        live: Live,
+        link: Link,
+        to: _Destination,
+        request: api.MigrateRequest,
+        migration_id: str,
+        copies: list[str],
+        tell: Tell,
+    ) -> Moving:
+        """The disks that the other side lacks, then the state; the disks once more while the guest stands still."""
+        if not copies:
+            return await self._stream(live, link, request, tell)
+
+        async def dial(vdev: str) -> Link:
+            context = await asyncio.to_thread(self._peers.context, server=False)
+            disk = await wire.connect(to.host, to.port, context)
+            await disk.send(wire.Fill(wire.PROTOCOL, migration_id, vdev))
+            return disk
+
+        directory = self._life.directory(live.spec.domid)
+        bandwidth = _bytes(request.bandwidth_mib)
+        async with disks.copying(directory, live.process, copies, live.spec.uid, bandwidth, dial):
+            reached("copying", link.cut)
+            what = f"copying the disk{'s' if len(copies) > 1 else ''} {', '.join(copies)}"
+            await disks.until_alike(live.process, lambda part: tell(api.Progress(step=what, fraction=part)))
+            reached("copied", link.cut)
+            return await self._stream(live, link, request, tell, lambda: reached("switched", link.cut))
+
+    async def _stream(
+        self,
+        live: Live,
+        link: Link,
+        request: api.MigrateRequest,
+        tell: Tell,
+        copied: Callable[[], None] | None = None,
+    ) -> Moving:
         out, into = os.pipe2(os.O_CLOEXEC)
         with contextlib.suppress(OSError):
             fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -260,7 +300,7 @@ class Outgoing:
 
         pump = asyncio.create_task(_pump(out, link))
         limits = Limits(
-            bandwidth=request.bandwidth_mib << 20 if request.bandwidth_mib else None,
+            bandwidth=_bytes(request.bandwidth_mib),
             downtime_ms=request.downtime_ms,
             converge=request.converge,
         )
@@ -268,7 +308,7 @@ class Outgoing:
             frozen = time.monotonic()
             if not request.live:
                 await live.process.freeze()
-            await live.process.send_live(into, limits, progress)
+            await live.process.send_live(into, limits, progress, copied)
             if not request.live:
                 last = replace(last, stopped_s=time.monotonic() - frozen)
         except BaseException as error:
@@ -380,9 +420,15 @@ class Outgoing:
         await self._go_on(record, live, None, was_paused=after == "stay")
 
     async def _go_on(self, record: Record, live: Live, intended: str | None, *, was_paused: bool) -> None:
+        with contextlib.suppress(PyxenError):  # it may have died
+            await live.process.abandon_copies()
         if not was_paused:
             await insist(self._life, record, live.process, live.process.thaw, _THAW_S)
         await self._records.change(record, intended=intended)
+
+
+def _bytes(mib: int | None) -> int | None:
+    return mib << 20 if mib else None
 
 
 async def _pump(out: int, link: Link) -> int:

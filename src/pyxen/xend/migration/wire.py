@@ -36,9 +36,15 @@ class Fact(Struct, frozen=True):
     what: str
     path: str
     size: int
+    """Bytes of a file that is shared; of one that may be copied, those that the guest sees."""
     writable: bool = False
     token: str | None = None
     """A file beside it, made for this migration: who sees it sees the same folder."""
+    vdev: str = ""
+    format: str = ""
+    """raw or qcow2, of one that may be copied if it isn't shared; empty: it may not."""
+    allocated: int = 0
+    """Bytes that a copy will take."""
 
 
 class Offer(Struct, tag="offer", frozen=True, kw_only=True):
@@ -52,6 +58,7 @@ class Offer(Struct, tag="offer", frozen=True, kw_only=True):
     dry: bool = False
     cpu_flags: list[str]
     files: list[Fact]
+    """With a ``format`` only if those that aren't shared are to be copied."""
 
 
 class Refused(Struct, tag="refused", frozen=True):
@@ -62,6 +69,17 @@ class Refused(Struct, tag="refused", frozen=True):
 
 class Ready(Struct, tag="ready", frozen=True):
     """The state may come."""
+
+    copies: list[str] = []
+    """The disks that are not shared, by vdev: they are made, and must be filled first."""
+
+
+class Fill(Struct, tag="fill", frozen=True):
+    """The first message of a connection that is one disk's: what follows is NBD, in frames of data."""
+
+    protocol: int
+    id: str
+    vdev: str
 
 
 class End(Struct, tag="end", frozen=True):
@@ -103,7 +121,7 @@ class Forget(Struct, tag="forget", frozen=True):
     id: str
 
 
-Message = Offer | Refused | Ready | End | Loaded | Commit | Running | Question | Verdict | Forget
+Message = Offer | Refused | Ready | End | Loaded | Commit | Running | Question | Verdict | Forget | Fill
 M = TypeVar("M", bound=Struct)
 
 

@@ -12,6 +12,7 @@ from pyxen.xm.session import Session
     examples=[
         "xm migrate --live web host2",
         "xm migrate --check web host2",
+        "xm migrate --live --copy-disks web host2",
         "xm migrate --live --bandwidth 100 --downtime 50 web host2",
         "xm migrate --cancel web",
     ],
@@ -19,6 +20,7 @@ from pyxen.xm.session import Session
 @click.option("-l", "--live", is_flag=True, help="Let the guest run while its memory is sent.")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="The port that xend listens on there (8002).")
 @click.option("--check", is_flag=True, help="Only see if the domain would fit there.")
+@click.option("--copy-disks", is_flag=True, help="Copy the disks that the hosts don't share.")
 @click.option("--bandwidth", type=click.IntRange(min=1), metavar="MIB", help="Send at most so many MiB a second.")
 @click.option(
     "--downtime",
@@ -45,6 +47,7 @@ def command(
     live: bool,
     port: int | None,
     check: bool,
+    copy_disks: bool,
     bandwidth: int | None,
     downtime: int,
     no_converge: bool,
@@ -59,6 +62,10 @@ def command(
     Both hosts must trust each other (xm peer), xend there must take domains in (relocation in xend.toml), and the
     domain's disks must lie in a folder that both share, at the same path. What doesn't fit is said before anything is
     sent. Whatever breaks on the way, the domain runs on exactly one of the two; Ctrl-C calls the migration off.
+
+    With --copy-disks, disks that it writes to and that are not shared are copied first, while the guest runs, to files
+    of the same names there. A file that is there already is never written over. The files here stay as they were when
+    the guest left: remove them when they are not wanted any more.
 
     Without --live the guest is paused before its memory is sent.
     """
@@ -75,6 +82,7 @@ def command(
         port=port,
         live=live,
         dry=check,
+        copy_disks=copy_disks,
         bandwidth_mib=bandwidth,
         downtime_ms=downtime,
         converge=not no_converge,

@@ -184,7 +184,7 @@ async def test_a_migration_can_be_called_off(pair: Pair, monkeypatch: pytest.Mon
     await create(one.xend)
     never = asyncio.Event()
 
-    async def endless(process: FakeDomain, stream: int, limits: Limits, progress: object) -> None:
+    async def endless(process: FakeDomain, stream: int, limits: Limits, *_rest: object) -> None:
         await process.freeze()
         await never.wait()
 
@@ -293,6 +293,7 @@ def _no_tidying(monkeypatch: pytest.MonkeyPatch, victim: Side, dead: asyncio.Eve
 
 
 def test_every_step_has_a_name_of_its_own() -> None:
-    named = {*steps.OUTGOING, *steps.INCOMING, *steps.SAVE, *steps.CHECKPOINT, *steps.SNAPSHOT, *steps.REVERT}
+    migrating = (*steps.OUTGOING, *steps.COPYING, *steps.INCOMING, *steps.MADE)
+    named = {*migrating, *steps.SAVE, *steps.CHECKPOINT, *steps.SNAPSHOT, *steps.REVERT}
     sources = "".join(path.read_text() for path in Path(steps.__file__).parent.rglob("*.py"))
     assert sorted(re.findall(r'reached\("([a-z-]+)"', sources)) == sorted(named)
