@@ -127,7 +127,13 @@ class XenDomain(ProcessDomain):
         # As long as the reader takes.
         await self._execute("save-state", {}, [stream], timeout_s=None)
 
-    async def send_live(self, stream: int, limits: Limits, progress: Callable[[Moving], None]) -> None:
+    async def send_live(
+        self,
+        stream: int,
+        limits: Limits,
+        progress: Callable[[Moving], None],
+        copied: Callable[[], None] | None = None,
+    ) -> None:
         if self.paused or self.suspended:
             await super().send_live(stream, limits, progress)
         else:
