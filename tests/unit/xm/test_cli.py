@@ -185,3 +185,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     shell = f"{sys.executable} -m pyxen.xm help | true"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_what_can_not_be_printed_is_an_error() -> None:
+    """Also where only the last of it fails, when all is flushed at the end."""
+    words = [sys.executable, "-m", "pyxen.xm", "help"]
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run(words, stdout=full, stderr=subprocess.DEVNULL, check=False).returncode == 1
+    done = subprocess.run([*words, "list"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: xm list")
