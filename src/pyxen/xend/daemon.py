@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import secrets
 import signal
@@ -185,6 +186,8 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+        gc.collect()
+        gc.freeze()  # what is there now stays for good: looking through it would hold an order up now and then
         log.info("xend started", version=__version__, pid=os.getpid(), socket=str(roots.socket), listen=listen)
         events.publish("xend-started")
         if ready is not None:

@@ -90,6 +90,7 @@ async def fill(link: Link, folder: Callable[[], Path | None], arriving: asyncio.
     else:
         raise wire.Broken("the domain is not arriving any more")
     reader, writer = await asyncio.open_unix_connection(sock=connection)
+    await link.send(wire.Ready())
     ends = asyncio.create_task(asyncio.wait((arriving,)))
     try:
         await _join(link, reader, writer, ends)
@@ -106,14 +107,15 @@ async def copying(
     bandwidth: int | None,
     dial: Callable[[str], Awaitable[Link]],
 ) -> AsyncIterator[None]:
-    """Copy disks for as long as the context lasts; ``dial`` makes the connection for one. Raises PyxenError.
+    """Copy disks for as long as the context lasts; ``dial`` makes the connection for one, ready to be used.
 
-    Unless the state has been sent with them, ``process.abandon_copies`` is still to be called then.
+    Raises PyxenError. Unless the state has been sent with them, ``process.abandon_copies`` is still to be called then.
     """
     tunnels: list[asyncio.Task[None]] = []
     try:
         for vdev in vdevs:
-            tunnels.append(asyncio.create_task(_tunnel(directory, vdev, uid, dial)))
+            link = await dial(vdev)
+            tunnels.append(asyncio.create_task(_tunnel(directory, vdev, uid, link)))
             await asyncio.sleep(0)  # it listens before anybody calls
             beginning = asyncio.create_task(process.copy_disk(vdev, bandwidth))
             try:
@@ -141,7 +143,16 @@ async def until_alike(process: RunningDomain, tell: Callable[[float | None], Non
         await asyncio.sleep(_LOOK_S)
 
 
-async def _tunnel(directory: Path, vdev: str, uid: int | None, dial: Callable[[str], Awaitable[Link]]) -> None:
+async def _tunnel(directory: Path, vdev: str, uid: int | None, link: Link) -> None:
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=await _called(directory, vdev, uid))
+        await _join(link, reader, writer)
+    finally:
+        await link.close()
+
+
+async def _called(directory: Path, vdev: str, uid: int | None) -> socket.socket:
+    """Wait for the monitor, which runs as ``uid``, to connect to a disk's socket."""
     name = copy_socket(vdev)
     with socket.socket(fileno=listen(directory, name)) as listener, short_path(directory, name) as path:
         try:
@@ -151,16 +162,7 @@ async def _tunnel(directory: Path, vdev: str, uid: int | None, dial: Callable[[s
             connection, _ = await asyncio.get_running_loop().sock_accept(listener)
         finally:
             Path(path).unlink(missing_ok=True)
-    reader, writer = await asyncio.open_unix_connection(sock=connection)
-    try:
-        link = await dial(vdev)
-    except BaseException:
-        writer.transport.abort()
-        raise
-    try:
-        await _join(link, reader, writer)
-    finally:
-        await link.close()
+    return connection
 
 
 async def _join(

@@ -266,7 +266,13 @@ class Outgoing:
         async def dial(vdev: str) -> Link:
             context = await asyncio.to_thread(self._peers.context, server=False)
             disk = await wire.connect(to.host, to.port, context)
-            await disk.send(wire.Fill(wire.PROTOCOL, migration_id, vdev))
+            try:
+                await disk.send(wire.Fill(wire.PROTOCOL, migration_id, vdev))
+                # QEMU stands still until it is answered, so it isn't told to call before somebody is there.
+                await disk.expect(wire.Ready)
+            except BaseException:
+                disk.cut()
+                raise
             return disk
 
         directory = self._life.directory(live.spec.domid)
