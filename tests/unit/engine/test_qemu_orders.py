@@ -45,7 +45,8 @@ class Monitor:
             if (words := self.refusals.get(name)) is not None:
                 answer: dict[str, Any] = {"error": {"class": "GenericError", "desc": words}}
             else:
-                answer = {"return": self.answers.get(name, {})}
+                found = self.answers.get(name, {})
+                answer = {"return": found() if callable(found) else found}
             self._say(writer, answer | ({"id": message["id"]} if "id" in message else {}))
         writer.close()
 
