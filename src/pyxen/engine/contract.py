@@ -15,7 +15,7 @@ folder (``RUN/domains/DOMID``), written by xend before the start and by the proc
     control.sock  the engine's own control channel
     gdb.sock      leads to the engine's stub for gdb, for a domain that has one
     agent.sock    leads to the agent in the guest, whether it has one or not; one connection at a time
-    disks.sock    of a domain that arrives: an NBD server, with an export of its vdev's name for each empty disk
+    copies.sock   of a domain that arrives: an NBD server, with an export of its vdev's name for each empty disk
     copy-VDEV     of a domain that is being sent: xend's socket, which leads to that disk's export on the other host
 
 Nothing here polls: console.log and events are watched by inotify, the process by a pidfd.
@@ -37,7 +37,7 @@ from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
 from pyxen.engine.template import Template
 
-DISKS = "disks.sock"
+COPIES = "copies.sock"
 
 
 def copy_socket(vdev: str) -> str:
@@ -426,7 +426,7 @@ class Engine(Protocol):
         With ``state`` the guest goes on from what ``save_state`` wrote, read from this descriptor up to its end.
         With ``late_disks`` (which goes with ``state`` and ``paused``) it doesn't touch its disks before it is unpaused:
         until then they are another process's. With a full ``template`` it goes on from there, sharing its memory; an
-        empty one is first filled from ``state``. ``empty_disks``, by vdev, are written to through DISKS until the
+        empty one is first filled from ``state``. ``empty_disks``, by vdev, are written to through COPIES until the
         state is there.
 
         Returns when the monitor has accepted everything and (unless ``paused``) the guest runs.

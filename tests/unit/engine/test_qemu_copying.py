@@ -10,7 +10,7 @@ import pytest
 from pyxen.config.model import Disk, DiskFormat
 from pyxen.engine.contract import Limits
 from pyxen.engine.qemu import copying
-from pyxen.errors import EngineError
+from pyxen.errors import Conflict, EngineError
 from tests.unit.engine.test_qemu_orders import Lab, lab
 
 __all__ = ["lab"]
@@ -42,7 +42,15 @@ def told(lab: Lab, *names: str) -> list[tuple[str, dict[str, Any]]]:
     return [order for order in lab.monitor.orders if order[0] in names]
 
 
+async def test_disks_that_are_closed_are_not_copied(lab: Lab) -> None:
+    lab.monitor.answers["query-status"] = {"status": "postmigrate"}
+    with pytest.raises(Conflict, match="has closed its disks"):
+        await lab.domain(disk=(DISK,)).copy_disk("xvda", None)
+    assert not told(lab, "blockdev-add")
+
+
 async def test_a_copy_begins_as_a_mirror_to_the_disks_own_socket(lab: Lab) -> None:
+    lab.monitor.answers["query-status"] = {"status": "running"}
     await lab.domain(disk=(DISK,)).copy_disk("xvda", 1 << 20)
     ((_, node),) = told(lab, "blockdev-add")
     assert node["server"] == {"type": "unix", "path": "copy-xvda"}
@@ -124,7 +132,7 @@ async def test_what_is_abandoned_is_let_go_at_once(lab: Lab) -> None:
 async def test_disks_are_served_in_the_domains_folder(lab: Lab) -> None:
     await copying.serve(lab.directory, ["xvda", "xvdb"])
     (_, server), *exports = lab.monitor.orders
-    assert server == {"addr": {"type": "unix", "data": {"path": "disks.sock"}}}
+    assert server == {"addr": {"type": "unix", "data": {"path": "copies.sock"}}}
     assert [(export["node-name"], export["name"], export["writable"]) for _, export in exports] == [
         ("xvda.0", "xvda", True),
         ("xvdb.0", "xvdb", True),

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pyxen.engine.contract import DISKS, copy_socket
+from pyxen.engine.contract import COPIES, copy_socket
 from pyxen.engine.qemu.qmp import Session, session
-from pyxen.errors import EngineError, PyxenError
+from pyxen.errors import Conflict, EngineError, PyxenError
 
 _PREFIX = "copy-"
 _LOOK_S = 0.2
@@ -23,7 +23,7 @@ _SETTLE_S = 60.0
 async def serve(directory: Path, vdevs: Iterable[str]) -> None:
     """Have a QEMU that waits for its guest let these disks be written to. Raises PyxenError."""
     async with session(directory) as monitor:
-        await monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": DISKS}}})
+        await monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": COPIES}}})
         for vdev in vdevs:
             export = {"type": "nbd", "id": _PREFIX + vdev, "node-name": f"{vdev}.0", "name": vdev, "writable": True}
             await monitor.execute("block-export-add", export)
@@ -36,7 +36,7 @@ async def stop_serving(directory: Path) -> None:
 
 
 async def begin(directory: Path, vdev: str, bandwidth: int | None) -> None:
-    """Begin to copy a disk to what listens at its socket. Raises PyxenError."""
+    """Begin to copy a disk to what listens at its socket. Raises PyxenError, Conflict if its guest must run first."""
     name = _PREFIX + vdev
     target = {
         "driver": "nbd",
@@ -55,6 +55,12 @@ async def begin(directory: Path, vdev: str, bandwidth: int | None) -> None:
         "speed": bandwidth or 0,
     }
     async with session(directory) as monitor:
+        if (await monitor.execute("query-status"))["status"] == "postmigrate":
+            # QEMU (7.2) opens them again when the guest goes on, and hangs in the next migration if they are copied.
+            raise Conflict(
+                "it is paused, and an earlier migration that failed has closed its disks",
+                hint="xm unpause opens them again; then it can be sent.",
+            )
         await monitor.execute("blockdev-add", target)
         await monitor.execute("blockdev-mirror", mirror)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pyxen.engine.contract import DISKS, RunningDomain, copy_socket
+from pyxen.engine.contract import COPIES, RunningDomain, copy_socket
 from pyxen.engine.sockets import connect, listen, short_path
 from pyxen.errors import ResourceExhausted
 from pyxen.image.command import run
@@ -84,7 +84,7 @@ async def fill(link: Link, folder: Callable[[], Path | None], arriving: asyncio.
         directory = folder()
         with contextlib.suppress(OSError):
             if directory is not None:
-                connection = await connect(directory, DISKS)
+                connection = await connect(directory, COPIES)
                 break
         await asyncio.sleep(_CONNECT_AGAIN_S)
     else:

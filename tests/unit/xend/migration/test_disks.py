@@ -12,7 +12,7 @@ import pytest
 
 from pyxen import api
 from pyxen.config.model import Disk, DiskAccess, DiskFormat
-from pyxen.engine.contract import DISKS, Limits, Moving, RunningDomain, copy_socket
+from pyxen.engine.contract import COPIES, Limits, Moving, RunningDomain, copy_socket
 from pyxen.engine.fake import FakeDomain, FakeEngine
 from pyxen.engine.sockets import connect
 from pyxen.errors import Conflict, EngineError, PyxenError, ResourceExhausted
@@ -113,7 +113,7 @@ class Copied:
                     writer.write(len(data).to_bytes(4, "big"))
             writer.close()
 
-        self.servers.append(await asyncio.start_unix_server(take, directory / DISKS))
+        self.servers.append(await asyncio.start_unix_server(take, directory / COPIES))
 
     async def copy(self, directory: Path) -> None:
         """As the monitor that has the guest."""
