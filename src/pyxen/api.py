@@ -510,9 +510,9 @@ class Event(Struct, omit_defaults=True):
     -silent, -shutdown-requested, -unresponsive, -stopped (``data.action`` says what follows), -vcpus-set, -memory-set,
     -maxmem-set, -device-attached, -device-detached, -disc-changed, -disk-resized, -vcpus-pinned, -credit-set,
     -pool-set, -ballooned, -sysrq-sent, -triggered, -dumped, -preserved, -saved, -restored, -migrated, -arrived,
-    -restarted, -restart-refused, -restart-failed, -ended, -deleted, -reverted, -cloned; snapshot-created, -removed;
-    image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping; events-lost (older
-    ones are no longer kept)."""
+    -offline, -restarted, -restart-refused, -restart-failed, -ended, -deleted, -reverted, -cloned; snapshot-created,
+    -removed; image-built, image-removed; cpupool-created, -changed, -destroyed; xend-started, xend-stopping;
+    events-lost (older ones are no longer kept)."""
     domid: int | None = None
     name: str | None = None
     uuid: str | None = None
