@@ -97,15 +97,13 @@ class DomainProcess:
     def _attach(self, sources: Sources) -> None:
         """Give the guest what its description says."""
         config = self.spec.config
-        # First, as a restored guest takes its devices up in this order: Linux' driver of that console gives back the
-        # event channel that it had before, whoever has that number by then (6.1: drivers/tty/hvc/hvc_xen.c).
-        if sources.agent is not None:
-            self._devices.attach_agent(AgentSocket(sources.agent, self.loop))
         for disk in config.disk:
             if disk.target and not sources.late_disks:
                 self._devices.attach_disk(disk, sources.disk(disk))
         for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
             self._devices.attach_vif(number, vif, sources.link(number))
+        if sources.agent is not None:
+            self._devices.attach_agent(AgentSocket(sources.agent, self.loop))
 
     def _build(self) -> tuple[KvmMachine, Domain]:
         spec = self.spec

@@ -157,6 +157,20 @@ class EventChannels:
         """Port numbers end before this."""
         return min(self._limit, self._ports.max_ports)
 
+    @property
+    def end(self) -> int:
+        """All ports in use have lower numbers."""
+        return max(self._channels, default=0) + 1
+
+    def leave_out(self, end: int) -> None:
+        """Give no port from now on a number below ``end``, if that leaves at least half of them.
+
+        A restored guest may give back channels that it had before: Linux 6.1's driver of further consoles does, after
+        others have got new ones. Numbers that nobody has are refused; those of another device would silence it.
+        """
+        if self._next < end <= self.max_ports // 2:
+            self._next = end
+
     # The host's side
 
     def alloc_unbound(self, remote: int = BACKEND_DOMID) -> int:

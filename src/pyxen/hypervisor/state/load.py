@@ -56,6 +56,7 @@ def apply(xen: Xen, domain: Domain) -> None:
     if not domain.reservation.set_holes(xen.absent) or not 0 <= xen.maximum <= domain.reservation.size:
         raise damaged("its balloon is not this domain's")
     domain.reservation.maximum = xen.maximum
+    domain.evtchn.leave_out(xen.ports)
     domain.runstate_update_flag = xen.runstate_update_flag
     for vcpu, initialised in zip(domain.vcpus, xen.initialised, strict=True):
         vcpu.initialised = initialised

@@ -24,6 +24,7 @@ def describe(domain: Domain, system_time: int, tsc_khz: int) -> Xen:
         runstate_update_flag=domain.runstate_update_flag,
         absent=domain.reservation.holes(),
         maximum=domain.reservation.maximum,
+        ports=domain.evtchn.end,
     )
 
 

@@ -71,6 +71,8 @@ class Xen(msgspec.Struct, frozen=True, kw_only=True):
     """For each range of RAM a bit for each page: given back."""
     maximum: int
     """Pages that the domain may have."""
+    ports: Word = 0
+    """Event channels had lower numbers than this."""
 
 
 def pack(value: msgspec.Struct) -> bytes:

@@ -136,6 +136,21 @@ def test_a_domain_finds_what_another_had() -> None:
     assert after.params[hvm.PARAM_STORE_EVTCHN] == 0, "ports are the new domain's"
 
 
+def test_a_restored_guests_channels_have_numbers_that_it_had_not_before() -> None:
+    before, after = _domain(), _domain()
+    old = [before.evtchn.alloc_unbound() for _ in range(30)]
+    given = after.evtchn.alloc_unbound()
+    assert given == old[0], "what the tool stack makes has the same number"
+    _load(_saved(before), after)
+    assert after.evtchn.alloc_unbound() == old[-1] + 1
+    assert after.evtchn.get(old[-1]) is None
+    again = _domain()
+    for _ in range(3000):  # the next time they begin again below these
+        after.evtchn.alloc_unbound()
+    _load(_saved(after), again)
+    assert again.evtchn.alloc_unbound() == old[0]
+
+
 def test_pages_of_zeros_are_left_out() -> None:
     assert len(_STATE) < 8 * PAGE
 
