@@ -255,3 +255,15 @@ def test_memory_in_a_file_has_the_name_that_a_saved_state_knows() -> None:
     assert not after(words, "-global")
     (memory,) = after(words, "-object")
     assert memory.endswith(",share=off")
+
+
+def test_a_guest_that_goes_on_needs_no_kernel_but_the_same_devices() -> None:
+    config = DomainConfig(name="x", type=DomainType.HVM, boot="nc", vif=(Vif(mac=MAC),))
+    spec = DomainSpec(domid=1, uuid="u", config=config, kernel="/k/vmlinuz")
+    known: dict[str, Any] = {"binary": "/bin/qemu", "directory": Path("/run/d/1"), "accelerator": "tcg", "host_cpus": 2}
+    known |= {"control_fd": 9, "agent_fd": 10, "netdevs": ["user,id=vif0"]}
+    booted = build(spec, Facts(**known, kernel="/k/vmlinuz"))
+    goes_on = build(spec, Facts(**known, incoming=True))
+    assert after(booted, "-kernel") == ["/k/vmlinuz"]
+    assert not after(goes_on, "-kernel")
+    assert after(goes_on, "-device") == after(booted, "-device")

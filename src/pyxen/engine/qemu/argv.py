@@ -252,7 +252,7 @@ def boot_indices(config: DomainConfig, *, direct: bool) -> tuple[dict[str, int],
 
 def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
     config = spec.config
-    disk_order, vif_order = boot_indices(config, direct=facts.kernel is not None)
+    disk_order, vif_order = boot_indices(config, direct=spec.kernel is not None)
     arguments = disk_arguments(spec, facts.drives, disk_order)
     for place, (number, vif, netdev) in enumerate(zip(vif_numbers(config.vif), config.vif, facts.netdevs, strict=True)):
         device = card(spec, number, vif)
