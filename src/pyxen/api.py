@@ -85,7 +85,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from pyxen.config.model import CpuCap, CpuList, CpuWeight, DomainConfig, Mib, Name, VcpuCount
+from pyxen.config.model import CpuCap, CpuList, CpuWeight, DomainConfig, IoWeight, Mib, Name, VcpuCount
 
 API_VERSION = "v1"
 
@@ -263,6 +263,11 @@ class SetCreditRequest(Struct, forbid_unknown_fields=True):
     """Against other domains' where CPUs are busy; None: as it is."""
     cap: CpuCap | None = None
     """In percent of one CPU, 0: no limit; None: as it is."""
+
+
+class SetIoWeightRequest(Struct, forbid_unknown_fields=True):
+    weight: IoWeight
+    """Against other domains' where the host's disks are busy."""
 
 
 class CpuPool(Struct):

@@ -110,6 +110,8 @@ xm mem-max inner 200
 xm mem-set inner 201 2>&1 || echo refused-set
 xm mem-set inner 200
 try has 3 200
+xm io-weight inner 300
+cat /sys/fs/cgroup/pyxen/*/io.weight
 xm destroy inner
 """
 
@@ -119,6 +121,7 @@ def test_memory_shrinks_and_grows(files: dict[str, Path]) -> None:
     total, again = (int(line.split("-")[1]) for line in output.splitlines() if line.startswith(("total-", "again-")))
     assert again - total == 128 << 10, output
     assert "refused-max" in output
+    assert "\ndefault 300\n" in output, output
     assert "at most 200 MiB, not 201" in output
 
 

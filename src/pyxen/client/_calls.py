@@ -228,6 +228,10 @@ def set_credit(ref: str, weight: int | None, cap: int | None) -> Call[api.Domain
     return _post(ref, "set-credit", api.SetCreditRequest(weight=weight, cap=cap))
 
 
+def set_io_weight(ref: str, weight: int) -> Call[api.Domain]:
+    return _post(ref, "set-io-weight", api.SetIoWeightRequest(weight))
+
+
 def set_pool(ref: str, pool: str) -> Call[api.Domain]:
     return _post(ref, "set-pool", api.SetPoolRequest(pool))
 

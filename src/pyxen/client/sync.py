@@ -160,6 +160,10 @@ class Client:
         """Set a domain's weight (1 to 65535) and cap (percent of one CPU, 0: none). None leaves it as it is."""
         return self._call(_calls.set_credit(ref, weight, cap))
 
+    def set_io_weight(self, ref: str, weight: int) -> api.Domain:
+        """Set a domain's part of the host's busy disks, 1 to 10000."""
+        return self._call(_calls.set_io_weight(ref, weight))
+
     def snapshots(self, ref: str | None = None) -> list[snapshot_api.Snapshot]:
         """A domain's snapshots, or all, the oldest first."""
         return self._call(_calls.snapshots(ref)).snapshots

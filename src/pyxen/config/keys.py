@@ -165,6 +165,14 @@ _TABLE = (
         "cpu_cap = 50",
     ),
     Key(
+        "io_weight",
+        RESOURCES,
+        Kind.NUMBER,
+        "a whole number from 1 to 10000",
+        "Its share of busy disks of the host, by cgroup v2: one with 200 gets twice as much as one with 100.",
+        "io_weight = 200",
+    ),
+    Key(
         "pool",
         RESOURCES,
         Kind.WORD,

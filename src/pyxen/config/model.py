@@ -37,6 +37,7 @@ VcpuCount = Annotated[int, Meta(ge=1, le=512)]
 CpuList = Annotated[str, Meta(max_length=1024, pattern=CPUS_PATTERN, description="0-3,^1, all or nodes:0")]
 CpuLists = Annotated[tuple[CpuList, ...], Meta(max_length=512)]
 CpuWeight = Annotated[int, Meta(ge=1, le=65535)]
+IoWeight = Annotated[int, Meta(ge=1, le=10000)]
 CpuCap = Annotated[int, Meta(ge=0, le=51200, description="in percent of one CPU, 0: none")]
 UsbDevice = Annotated[str, Meta(pattern=r"^(tablet|mouse|keyboard)$(?!\n)")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -172,6 +173,8 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """The domain's share of busy CPUs, against the others' weights."""
     cpu_cap: CpuCap = 0
     """The most CPU time that it gets, also where CPUs are idle."""
+    io_weight: IoWeight = 100
+    """The domain's share of busy disks, against the others' weights."""
 
     pool: Name = POOL_0
     """The CPU pool that it runs in."""

@@ -368,6 +368,10 @@ class RunningDomain(Protocol):
         """Give the process this part of the CPUs. Raises Unsupported where the host can't hold it to that."""
         ...
 
+    def weigh_io(self, weight: int) -> None:
+        """Give the process this part of busy disks, 1 to 10000. Raises Unsupported where the host can't do that."""
+        ...
+
     def affinities(self) -> Mapping[int, frozenset[int]]:
         """Where VCPUs may run by the kernel's word, those that have no thread now left out."""
         ...

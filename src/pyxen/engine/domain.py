@@ -342,6 +342,12 @@ class ProcessDomain(ABC):
                 hint="As root on a host with cgroup v2 (or v1's cpu controller) it has.",
             )
 
+    def weigh_io(self, weight: int) -> None:
+        if not cgroup.weigh_io(self.spec.uuid, weight):
+            raise Unsupported(
+                f"xend can't weigh the disks of '{self.spec.config.name}' here: it has no io controller of cgroup v2"
+            )
+
     def affinities(self) -> Mapping[int, frozenset[int]]:
         threads = vcpu_threads(self._pid) if self.alive else {}
         if ONE_THREAD in threads:

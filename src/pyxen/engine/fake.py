@@ -108,6 +108,7 @@ class FakeDomain(ProcessDomain):
     """A process that behaves like a domain's."""
 
     shares = Shares()
+    io_weight = 0
     """What it was given last."""
 
     def control(self, word: str) -> None:
@@ -181,6 +182,11 @@ class FakeDomain(ProcessDomain):
         if "fake.groupless" in self.spec.cmdline.split():
             raise Unsupported(f"xend can't weigh or cap '{self.spec.config.name}' here")
         self.shares = shares
+
+    def weigh_io(self, weight: int) -> None:
+        if "fake.groupless" in self.spec.cmdline.split():
+            raise Unsupported(f"xend can't weigh the disks of '{self.spec.config.name}' here")
+        self.io_weight = weight
 
     async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
         self._must_run("plug a device into")

@@ -25,6 +25,7 @@ from pyxen.api import ShutdownReason
 from pyxen.config.cpulist import ranges
 from pyxen.config.model import Action, DomainConfig
 from pyxen.engine.cgroup import Shares
+from pyxen.engine.cgroup.shares import USUAL_IO_WEIGHT
 from pyxen.engine.choose import choose
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped, Waking
 from pyxen.engine.inotify import Inotify
@@ -244,6 +245,10 @@ class Life:
             process.share(shares)
         except Unsupported as error:
             warnings += [] if shares.usual else [error.message]
+        try:
+            process.weigh_io(config.io_weight)
+        except Unsupported as error:
+            warnings += [] if config.io_weight == USUAL_IO_WEIGHT else [error.message]
         return warnings
 
     async def _place_again(self, record: Record, process: RunningDomain) -> None:

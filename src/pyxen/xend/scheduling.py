@@ -89,6 +89,18 @@ class Scheduling:
             self._life.tell("domain-credit-set", record, weight=weight, cap=cap)
         return self._view(record, [])
 
+    async def set_io_weight(self, ref: str, weight: int) -> api.Domain:
+        record = self._records.changeable(ref, "change the scheduling of")
+        async with self._life.registry.lock(record.uuid):
+            self._records.present(record)
+
+            async def order(process: RunningDomain) -> None:
+                process.weigh_io(weight)
+
+            await self._records.reconfigure(record, order, io_weight=weight)
+            self._life.tell("domain-io-weight-set", record, weight=weight)
+        return self._view(record, [])
+
     def _view(self, record: Record, warnings: list[str]) -> api.Domain:
         view = self._life.registry.view(record)
         view.warnings = warnings

@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Orders for a running domain": {
         "vcpu-pin": "Say which of the host's CPUs a VCPU may run on.",
         "sched-credit": "Show or set domains' weights and caps.",
+        "io-weight": "Set a domain's part of the host's busy disks.",
         "vcpu-set": "Set how many VCPUs a domain uses.",
         "mem-set": "Set how much memory a domain has.",
         "mem-max": "Set how much memory a domain may be given.",

@@ -50,6 +50,16 @@ def test_cgroups_limit_what_their_controllers_can(tmp_path: Path) -> None:
     assert read(tmp_path, "memory.max", "pids.max") == ["3145728", "7"]
 
 
+def test_disks_are_weighed_where_there_is_a_controller(tmp_path: Path) -> None:
+    roots = Roots(unified=tmp_path)
+    assert not cgroup.weigh_io("u", 200, roots=Roots(cpu=tmp_path))
+    make(tmp_path / "u")
+    assert not cgroup.weigh_io("u", 200, roots=roots)
+    make(tmp_path / "u", "io.weight")
+    assert cgroup.weigh_io("u", 200, roots=roots)
+    assert read(tmp_path / "u", "io.weight") == ["default 200"]
+
+
 def proc(folder: Path, *mounts: str, group: str) -> Path:
     make(folder)
     (folder / "mountinfo").write_text("".join(f"31 23 0:28 / {mount}\n" for mount in mounts))

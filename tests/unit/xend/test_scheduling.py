@@ -89,6 +89,17 @@ async def test_weights_and_caps_hold_at_once_and_later(boot: Boot) -> None:
     assert xend.process("web").shares == Shares(100, 150)
 
 
+async def test_disks_are_weighed_at_once_and_later(boot: Boot) -> None:
+    xend = await boot()
+    await create(xend, io_weight=200)
+    assert xend.process("web").io_weight == 200
+    await xend.domains.scheduling.set_io_weight("web", 300)
+    assert (xend.process("web").io_weight, config(xend).io_weight) == (300, 300)
+    await xend.die()
+    xend = await boot()
+    await until(lambda: xend.process("web").io_weight == 300)
+
+
 async def test_a_host_without_controllers_refuses_orders_and_warns_of_descriptions(boot: Boot) -> None:
     xend = await boot()
     request = CreateRequest(config=describe(cpu_cap=50, kernel="/bin/true", extra="fake.groupless"))
@@ -96,6 +107,8 @@ async def test_a_host_without_controllers_refuses_orders_and_warns_of_descriptio
     assert any("can't weigh or cap" in warning for warning in warned.warnings)
     with pytest.raises(Unsupported, match="can't weigh or cap"):
         await xend.domains.scheduling.set_credit("web", SetCreditRequest(weight=512))
+    with pytest.raises(Unsupported, match="can't weigh the disks"):
+        await xend.domains.scheduling.set_io_weight("web", 200)
     assert (config(xend).cpu_weight, config(xend).cpu_cap) == (256, 50)
 
 

@@ -180,6 +180,9 @@ class FakeClient(Client):
     def set_credit(self, ref: str, *, weight: int | None = None, cap: int | None = None) -> Domain:
         return self._order("set_credit", ref, weight, cap)
 
+    def set_io_weight(self, ref: str, weight: int) -> Domain:
+        return self._order("set_io_weight", ref, weight)
+
     def set_pool(self, ref: str, pool: str) -> Domain:
         return self._order("set_pool", ref, pool)
 

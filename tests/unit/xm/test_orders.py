@@ -64,6 +64,7 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
         (("vcpu-pin", "web", "all", "ALL", "nodes:0"), ("pin_vcpus", "web", None, "all", "nodes:0")),
         (("vcpu-pin", "web", "1", "-", "2"), ("pin_vcpus", "web", 1, None, "2")),
         (("sched-credit", "-d", "web", "-w", "512"), ("set_credit", "web", 512, None)),
+        (("io-weight", "web", "200"), ("set_io_weight", "web", 200)),
         (("sched-credit", "-d", "web", "--cap=50"), ("set_credit", "web", None, 50)),
         (("cpupool-destroy", "fast"), ("destroy_cpupool", "fast")),
         (("cpupool-cpu-add", "fast", "NODE:1"), ("add_cpus", "fast", "node:1")),

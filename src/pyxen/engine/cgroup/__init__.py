@@ -15,7 +15,7 @@ from pyxen.engine.cgroup import shares
 from pyxen.engine.cgroup.roots import Roots, find_roots
 from pyxen.engine.cgroup.shares import Shares
 
-__all__ = ["Group", "Limits", "Roots", "Shares", "enter", "find_roots", "limit", "remove", "share"]
+__all__ = ["Group", "Limits", "Roots", "Shares", "enter", "find_roots", "limit", "remove", "share", "weigh_io"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,12 @@ def share(uuid: str, wanted: Shares, *, roots: Roots | None = None) -> bool:
         shares.balance_v1(roots.cpu)
         return True
     return False
+
+
+def weigh_io(uuid: str, weight: int, *, roots: Roots | None = None) -> bool:
+    """Set the domain's part of busy disks, 1 to 10000; False where no controller does that for it. Of v1 none does."""
+    roots = roots or find_roots()
+    return roots.unified is not None and shares.weigh_io(roots.unified / uuid, weight)
 
 
 def remove(uuid: str, *, roots: Roots | None = None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = "pyxen"
-_CONTROLLERS = ("memory", "pids", "cpu")
+_CONTROLLERS = ("memory", "pids", "io", "cpu")
 _PROC = Path("/proc/self")
 
 

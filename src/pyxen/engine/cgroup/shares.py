@@ -1,4 +1,4 @@
-"""A domain's part of the host's CPUs: Xen's weight and cap, in the words of either version of cgroups.
+"""A domain's part of the host's CPUs and disks: Xen's weight and cap, in the words of either version of cgroups.
 
 The domains' groups lie in one group, which competes with the host's own. It gets the sum of their weights, so that each
 domain stands beside the host as Domain-0 does beside other domains in Xen, however many there are.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 USUAL_WEIGHT = 256
+USUAL_IO_WEIGHT = 100
 _PERIOD_US = 100_000
 _V2_USUAL, _V2_MOST = 100, 10_000  # cpu.weight
 _V1_USUAL, _V1_LEAST, _V1_MOST = 1024, 2, 1 << 18  # cpu.shares
@@ -41,6 +42,11 @@ def set_v2(group: Path, shares: Shares) -> bool:
     """Write cpu.weight and cpu.max; False if the group doesn't have them."""
     quota = str(shares.quota_us) if shares.cap else "max"
     return _write(group / "cpu.weight", v2_weight(shares.weight)) and _write(group / "cpu.max", f"{quota} {_PERIOD_US}")
+
+
+def weigh_io(group: Path, weight: int) -> bool:
+    """Write v2's io.weight; False if the group doesn't have it."""
+    return _write(group / "io.weight", f"default {weight}")
 
 
 def set_v1(group: Path, shares: Shares) -> bool:

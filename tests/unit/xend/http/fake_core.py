@@ -49,6 +49,9 @@ class FakeScheduling(Scheduling):
     async def set_credit(self, ref: str, request: api.SetCreditRequest) -> api.Domain:
         return self._core.get(ref)
 
+    async def set_io_weight(self, ref: str, weight: int) -> api.Domain:
+        return self._core.get(ref)
+
 
 class FakeDevices(Devices):
     """Takes what is asked for; nothing is there."""

@@ -77,6 +77,8 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         ("pin-vcpus", {"cpus": "0;1"}, 400),
         ("set-credit", {"weight": 512, "cap": 0}, 200),
         ("set-credit", {"weight": 0}, 400),
+        ("set-io-weight", {"weight": 10000}, 200),
+        ("set-io-weight", {"weight": 0}, 400),
         ("sysrq", {"key": "s"}, 202),
         ("sysrq", {"key": "ss"}, 400),
         ("trigger", {"trigger": "nmi", "vcpu": 0}, 202),
