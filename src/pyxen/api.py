@@ -85,7 +85,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from pyxen.config.model import CpuCap, CpuList, CpuWeight, DomainConfig, IoWeight, Mib, Name, VcpuCount
+from pyxen.config.model import DomainConfig, Mib, Name, VcpuCount
 
 API_VERSION = "v1"
 
@@ -247,58 +247,6 @@ class SetMaxmemRequest(Struct, forbid_unknown_fields=True):
 
 HostPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$(?!\n)")]
 """An absolute path on xend's machine."""
-
-
-class PinVcpusRequest(Struct, forbid_unknown_fields=True):
-    vcpu: Annotated[int, Meta(ge=0, le=511)] | None = None
-    """None: all."""
-    cpus: CpuList | None = None
-    """Where it may run; None: as it is."""
-    cpus_soft: CpuList | None = None
-    """Where it should run; kept and shown, since Linux has no such preference. None: as it is."""
-
-
-class SetCreditRequest(Struct, forbid_unknown_fields=True):
-    weight: CpuWeight | None = None
-    """Against other domains' where CPUs are busy; None: as it is."""
-    cap: CpuCap | None = None
-    """In percent of one CPU, 0: no limit; None: as it is."""
-
-
-class SetIoWeightRequest(Struct, forbid_unknown_fields=True):
-    weight: IoWeight
-    """Against other domains' where the host's disks are busy."""
-
-
-class CpuPool(Struct):
-    """Some of the host's CPUs, and the domains that run there. Its scheduler is the host's: ``credit``, as Xen's."""
-
-    name: str
-    cpus: list[int]
-    domains: list[str]
-    """Names of those that run."""
-    sched: str = "credit"
-
-
-class CpuPoolList(Struct):
-    pools: list[CpuPool]
-    """Pool-0 first."""
-    free: list[int]
-    """CPUs that are in no pool."""
-
-
-class CreateCpuPoolRequest(Struct, forbid_unknown_fields=True):
-    name: Name
-    cpus: CpuList | None = None
-    """CPUs that are free; None: the first one that is."""
-
-
-class CpuPoolCpusRequest(Struct, forbid_unknown_fields=True):
-    cpus: CpuList
-
-
-class SetPoolRequest(Struct, forbid_unknown_fields=True):
-    pool: Name
 
 
 class SysrqRequest(Struct, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from pyxen import agent_api, api, device_api, errors, snapshot_api
+from pyxen import agent_api, api, device_api, errors, scheduling_api, snapshot_api
 from pyxen.abi.xs_text import escape
 from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.errors import NotFound, PyxenError
@@ -221,40 +221,45 @@ def detach_vif(ref: str, vif: str, force: bool) -> Call[api.Domain]:
 
 
 def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) -> Call[api.Domain]:
-    return _post(ref, "pin-vcpus", api.PinVcpusRequest(vcpu=vcpu, cpus=cpus, cpus_soft=soft))
+    return _post(ref, "pin-vcpus", scheduling_api.PinVcpusRequest(vcpu=vcpu, cpus=cpus, cpus_soft=soft))
 
 
 def set_credit(ref: str, weight: int | None, cap: int | None) -> Call[api.Domain]:
-    return _post(ref, "set-credit", api.SetCreditRequest(weight=weight, cap=cap))
+    return _post(ref, "set-credit", scheduling_api.SetCreditRequest(weight=weight, cap=cap))
 
 
 def set_io_weight(ref: str, weight: int) -> Call[api.Domain]:
-    return _post(ref, "set-io-weight", api.SetIoWeightRequest(weight))
+    return _post(ref, "set-io-weight", scheduling_api.SetIoWeightRequest(weight))
 
 
 def set_pool(ref: str, pool: str) -> Call[api.Domain]:
-    return _post(ref, "set-pool", api.SetPoolRequest(pool))
+    return _post(ref, "set-pool", scheduling_api.SetPoolRequest(pool))
 
 
-def cpupools() -> Call[api.CpuPoolList]:
-    return Call("GET", "/v1/cpupools", api.CpuPoolList)
+def cpupools() -> Call[scheduling_api.CpuPoolList]:
+    return Call("GET", "/v1/cpupools", scheduling_api.CpuPoolList)
 
 
-def create_cpupool(name: str, cpus: str | None) -> Call[api.CpuPool]:
-    body = msgspec.json.encode(api.CreateCpuPoolRequest(name, cpus))
-    return Call("POST", "/v1/cpupools", api.CpuPool, body)
+def create_cpupool(name: str, cpus: str | None) -> Call[scheduling_api.CpuPool]:
+    body = msgspec.json.encode(scheduling_api.CreateCpuPoolRequest(name, cpus))
+    return Call("POST", "/v1/cpupools", scheduling_api.CpuPool, body)
 
 
 def destroy_cpupool(name: str) -> Call[None]:
     return Call("DELETE", _pool_path(name), type(None))
 
 
-def change_cpupool(name: str, verb: str, cpus: str) -> Call[api.CpuPool]:
-    return Call("POST", f"{_pool_path(name)}/{verb}", api.CpuPool, msgspec.json.encode(api.CpuPoolCpusRequest(cpus)))
+def change_cpupool(name: str, verb: str, cpus: str) -> Call[scheduling_api.CpuPool]:
+    return Call(
+        "POST",
+        f"{_pool_path(name)}/{verb}",
+        scheduling_api.CpuPool,
+        msgspec.json.encode(scheduling_api.CpuPoolCpusRequest(cpus)),
+    )
 
 
-def split_cpupools() -> Call[api.CpuPoolList]:
-    return Call("POST", "/v1/split-cpupools", api.CpuPoolList)
+def split_cpupools() -> Call[scheduling_api.CpuPoolList]:
+    return Call("POST", "/v1/split-cpupools", scheduling_api.CpuPoolList)
 
 
 def _pool_path(name: str) -> str:

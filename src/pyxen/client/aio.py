@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api, device_api, run_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, scheduling_api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -192,11 +192,11 @@ class AsyncClient:
         """Move a domain to another CPU pool."""
         return await self._call(_calls.set_pool(ref, pool))
 
-    async def cpupools(self) -> api.CpuPoolList:
+    async def cpupools(self) -> scheduling_api.CpuPoolList:
         """The CPU pools, Pool-0 first, and CPUs that are in none."""
         return await self._call(_calls.cpupools())
 
-    async def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+    async def create_cpupool(self, name: str, cpus: str | None = None) -> scheduling_api.CpuPool:
         """Make a pool of CPUs that are free (None: of one of them)."""
         return await self._call(_calls.create_cpupool(name, cpus))
 
@@ -204,15 +204,15 @@ class AsyncClient:
         """End a pool without domains; its CPUs are free then."""
         await self._call(_calls.destroy_cpupool(name))
 
-    async def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    async def add_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         """Put free CPUs into a pool."""
         return await self._call(_calls.change_cpupool(pool, "add-cpus", cpus))
 
-    async def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    async def remove_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         """Take CPUs out of a pool; they are free then."""
         return await self._call(_calls.change_cpupool(pool, "remove-cpus", cpus))
 
-    async def split_cpupools(self) -> api.CpuPoolList:
+    async def split_cpupools(self) -> scheduling_api.CpuPoolList:
         """Make a pool of each NUMA node."""
         return await self._call(_calls.split_cpupools())
 

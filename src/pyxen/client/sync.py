@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyxen import agent_api, api, device_api, run_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, scheduling_api, snapshot_api
 from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
@@ -189,11 +189,11 @@ class Client:
         """Move a domain to another CPU pool."""
         return self._call(_calls.set_pool(ref, pool))
 
-    def cpupools(self) -> api.CpuPoolList:
+    def cpupools(self) -> scheduling_api.CpuPoolList:
         """The CPU pools, Pool-0 first, and CPUs that are in none."""
         return self._call(_calls.cpupools())
 
-    def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+    def create_cpupool(self, name: str, cpus: str | None = None) -> scheduling_api.CpuPool:
         """Make a pool of CPUs that are free (None: of one of them)."""
         return self._call(_calls.create_cpupool(name, cpus))
 
@@ -201,15 +201,15 @@ class Client:
         """End a pool without domains; its CPUs are free then."""
         self._call(_calls.destroy_cpupool(name))
 
-    def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    def add_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         """Put free CPUs into a pool."""
         return self._call(_calls.change_cpupool(pool, "add-cpus", cpus))
 
-    def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    def remove_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         """Take CPUs out of a pool; they are free then."""
         return self._call(_calls.change_cpupool(pool, "remove-cpus", cpus))
 
-    def split_cpupools(self) -> api.CpuPoolList:
+    def split_cpupools(self) -> scheduling_api.CpuPoolList:
         """Make a pool of each NUMA node."""
         return self._call(_calls.split_cpupools())
 

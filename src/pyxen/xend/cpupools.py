@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from pyxen import api
+from pyxen import api, scheduling_api
 from pyxen.config.model import POOL_0
 from pyxen.engine.placement import meant
 from pyxen.engine.topology import Topology, read_topology
@@ -22,12 +22,12 @@ class CpuPools:
         self._table = life.pools
         self._lock = asyncio.Lock()
 
-    def list(self) -> api.CpuPoolList:
+    def list(self) -> scheduling_api.CpuPoolList:
         host = read_topology()
         pools = [self._shown(name, host) for name in self._table.names]
-        return api.CpuPoolList(pools, sorted(self._table.free(host)))
+        return scheduling_api.CpuPoolList(pools, sorted(self._table.free(host)))
 
-    async def create(self, request: api.CreateCpuPoolRequest) -> api.CpuPool:
+    async def create(self, request: scheduling_api.CreateCpuPoolRequest) -> scheduling_api.CpuPool:
         async with self._lock:
             host = await asyncio.to_thread(read_topology)
             free = self._table.free(host)
@@ -56,14 +56,14 @@ class CpuPools:
             await self._table.destroy(name, host)
             self._life.events.publish("cpupool-destroyed", name=name)
 
-    async def add_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+    async def add_cpus(self, name: str, request: scheduling_api.CpuPoolCpusRequest) -> scheduling_api.CpuPool:
         async with self._lock:
             host = await asyncio.to_thread(read_topology)
             await self._table.add(name, meant(request.cpus, host), host)
             await self._tell_domains(name)
             return self._shown(name, host)
 
-    async def remove_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+    async def remove_cpus(self, name: str, request: scheduling_api.CpuPoolCpusRequest) -> scheduling_api.CpuPool:
         async with self._lock:
             host = await asyncio.to_thread(read_topology)
             cpus = meant(request.cpus, host)
@@ -76,7 +76,7 @@ class CpuPools:
             await self._tell_domains(name)
             return self._shown(name, host)
 
-    async def split_by_nodes(self) -> api.CpuPoolList:
+    async def split_by_nodes(self) -> scheduling_api.CpuPoolList:
         """A pool for each NUMA node; Pool-0 keeps the first."""
         async with self._lock:
             host = await asyncio.to_thread(read_topology)
@@ -92,7 +92,7 @@ class CpuPools:
             await self._tell_domains(POOL_0)
         return self.list()
 
-    async def migrate(self, ref: str, request: api.SetPoolRequest) -> api.Domain:
+    async def migrate(self, ref: str, request: scheduling_api.SetPoolRequest) -> api.Domain:
         """Returns the domain as it is now; its warnings are this order's."""
         records = self._life.records
         record = records.changeable(ref, "move")
@@ -125,7 +125,7 @@ class CpuPools:
     def _users(self, name: str) -> Iterator[Record]:
         return (record for record in self._life.registry.records.values() if record.config.pool == name)
 
-    def _shown(self, name: str, host: Topology) -> api.CpuPool:
+    def _shown(self, name: str, host: Topology) -> scheduling_api.CpuPool:
         live = self._life.registry.live
         running = sorted(record.name for record in self._users(name) if record.uuid in live)
-        return api.CpuPool(name, sorted(self._table.cpus(name, host)), running)
+        return scheduling_api.CpuPool(name, sorted(self._table.cpus(name, host)), running)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pyxen import api
+from pyxen import api, scheduling_api
 from pyxen.config.cpulist import ALL, expand
 from pyxen.config.model import DomainConfig
 from pyxen.engine.cgroup import Shares
@@ -44,7 +44,7 @@ class Scheduling:
 
         return [show(vcpu) for vcpu in vcpus]
 
-    async def pin(self, ref: str, request: api.PinVcpusRequest) -> api.Domain:
+    async def pin(self, ref: str, request: scheduling_api.PinVcpusRequest) -> api.Domain:
         """Returns the domain as it is now; its warnings are this order's."""
         record = self._records.changeable(ref, "pin VCPUs of")
         async with self._life.registry.lock(record.uuid):
@@ -70,7 +70,7 @@ class Scheduling:
             self._life.tell("domain-vcpus-pinned", record, vcpu=request.vcpu, cpus=request.cpus, soft=request.cpus_soft)
         return self._view(record, warnings)
 
-    async def set_credit(self, ref: str, request: api.SetCreditRequest) -> api.Domain:
+    async def set_credit(self, ref: str, request: scheduling_api.SetCreditRequest) -> api.Domain:
         record = self._records.changeable(ref, "change the scheduling of")
         async with self._life.registry.lock(record.uuid):
             live, config = self._records.present(record), record.config

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from pyxen.api import CpuPool, Domain, Host, HostTopology, Image, VcpuList
+from pyxen.api import Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
 from pyxen.device_api import DeviceList
+from pyxen.scheduling_api import CpuPool
 from pyxen.snapshot_api import Snapshot
 
 Paint = Callable[[str], str]

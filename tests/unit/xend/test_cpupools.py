@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyxen import api
+from pyxen import api, scheduling_api
 from pyxen.engine.placement import Placement
 from pyxen.engine.topology import Cpu, Node, Topology
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
@@ -31,8 +31,8 @@ def pools(xend: Xend) -> dict[str, list[int]]:
 
 async def make(xend: Xend, name: str, cpus: str) -> None:
     """With CPUs of Pool-0's."""
-    await xend.domains.cpupools.remove_cpus("Pool-0", api.CpuPoolCpusRequest(cpus))
-    await xend.domains.cpupools.create(api.CreateCpuPoolRequest(name, cpus))
+    await xend.domains.cpupools.remove_cpus("Pool-0", scheduling_api.CpuPoolCpusRequest(cpus))
+    await xend.domains.cpupools.create(scheduling_api.CreateCpuPoolRequest(name, cpus))
 
 
 def others(xend: Xend, name: str = "web") -> set[int] | None:
@@ -51,33 +51,33 @@ async def test_a_cpu_belongs_to_one_pool(boot: Boot) -> None:
     xend = await boot()
     calls = xend.domains.cpupools
     with pytest.raises(Conflict, match="No CPU is free"):
-        await calls.create(api.CreateCpuPoolRequest("fast"))
+        await calls.create(scheduling_api.CreateCpuPoolRequest("fast"))
     with pytest.raises(Conflict, match="CPU 2-3 belongs to Pool-0") as caught:
-        await calls.create(api.CreateCpuPoolRequest("fast", "2-3"))
+        await calls.create(scheduling_api.CreateCpuPoolRequest("fast", "2-3"))
     assert caught.value.hint == "First: xm cpupool-cpu-remove Pool-0 2-3"
     await make(xend, "fast", "2-3")
     assert pools(xend) == {"Pool-0": [0, 1, 4, 5, 6, 7], "fast": [2, 3], "": []}
     with pytest.raises(Conflict, match="already exists"):
-        await calls.create(api.CreateCpuPoolRequest("fast", "7"))
+        await calls.create(scheduling_api.CreateCpuPoolRequest("fast", "7"))
     with pytest.raises(Conflict, match="CPU 7 belongs to Pool-0"):
-        await calls.add_cpus("fast", api.CpuPoolCpusRequest("7"))
+        await calls.add_cpus("fast", scheduling_api.CpuPoolCpusRequest("7"))
     with pytest.raises(Conflict, match="CPU 7 is not in pool 'fast'"):
-        await calls.remove_cpus("fast", api.CpuPoolCpusRequest("7"))
+        await calls.remove_cpus("fast", scheduling_api.CpuPoolCpusRequest("7"))
     with pytest.raises(InvalidRequest, match="none of them"):
-        await calls.add_cpus("fast", api.CpuPoolCpusRequest("99"))
-    await calls.remove_cpus("Pool-0", api.CpuPoolCpusRequest("6-7"))
-    await calls.add_cpus("fast", api.CpuPoolCpusRequest("6"))
-    await calls.create(api.CreateCpuPoolRequest("one"))
+        await calls.add_cpus("fast", scheduling_api.CpuPoolCpusRequest("99"))
+    await calls.remove_cpus("Pool-0", scheduling_api.CpuPoolCpusRequest("6-7"))
+    await calls.add_cpus("fast", scheduling_api.CpuPoolCpusRequest("6"))
+    await calls.create(scheduling_api.CreateCpuPoolRequest("one"))
     assert pools(xend) == {"Pool-0": [0, 1, 4, 5], "fast": [2, 3, 6], "one": [7], "": []}
     await calls.destroy("fast")
     assert pools(xend) == {"Pool-0": [0, 1, 4, 5], "one": [7], "": [2, 3, 6]}
-    await calls.add_cpus("Pool-0", api.CpuPoolCpusRequest("2"))
+    await calls.add_cpus("Pool-0", scheduling_api.CpuPoolCpusRequest("2"))
     with pytest.raises(Conflict, match="Pool-0 can't be destroyed"):
         await calls.destroy("Pool-0")
     with pytest.raises(NotFound, match="Pool 'fast' does not exist"):
         await calls.destroy("fast")
     with pytest.raises(Conflict, match="must keep a CPU"):
-        await calls.remove_cpus("Pool-0", api.CpuPoolCpusRequest("0-5"))
+        await calls.remove_cpus("Pool-0", scheduling_api.CpuPoolCpusRequest("0-5"))
     await xend.die()
     assert pools(await boot()) == {"Pool-0": [0, 1, 2, 4, 5], "one": [7], "": [3, 6]}
 
@@ -96,16 +96,16 @@ async def test_domains_run_where_their_pool_is(boot: Boot) -> None:
         await calls.destroy("fast")
     assert caught.value.hint == "First: xm cpupool-migrate web Pool-0"
     with pytest.raises(Conflict, match="must keep a CPU"):
-        await calls.remove_cpus("fast", api.CpuPoolCpusRequest("4-5"))
-    await calls.remove_cpus("fast", api.CpuPoolCpusRequest("5"))
+        await calls.remove_cpus("fast", scheduling_api.CpuPoolCpusRequest("4-5"))
+    await calls.remove_cpus("fast", scheduling_api.CpuPoolCpusRequest("5"))
     assert xend.process("web").placement.vcpus == (frozenset({4}),) * 2
-    moved = await calls.migrate("web", api.SetPoolRequest("Pool-0"))
+    moved = await calls.migrate("web", scheduling_api.SetPoolRequest("Pool-0"))
     assert moved.config is not None and moved.config.pool == "Pool-0"
     assert xend.process("web").placement.vcpus[0] == frozenset({0})
     assert moved.warnings == ["VCPU 1 of 'web' is pinned to CPUs that Pool-0 lacks, and runs on all of the pool's"]
-    moved = await calls.migrate("web", api.SetPoolRequest("fast"))
+    moved = await calls.migrate("web", scheduling_api.SetPoolRequest("fast"))
     assert moved.warnings == ["VCPU 0-1 of 'web' is pinned to CPUs that fast lacks, and runs on all of the pool's"]
-    await calls.migrate("web", api.SetPoolRequest("Pool-0"))
+    await calls.migrate("web", scheduling_api.SetPoolRequest("Pool-0"))
     xend.process("web").control("reboot")
     await until(lambda: running_as(xend, "web", 3))
     assert others(xend) == {0, 1, 2, 3, 6, 7}
@@ -127,14 +127,14 @@ async def test_pools_that_are_not_there(boot: Boot) -> None:
     assert gone(xend, "web")
     await create(xend)
     with pytest.raises(NotFound, match="Pool 'fast' does not exist"):
-        await xend.domains.cpupools.migrate("web", api.SetPoolRequest("fast"))
+        await xend.domains.cpupools.migrate("web", scheduling_api.SetPoolRequest("fast"))
     await make(xend, "empty", "7")
-    await xend.domains.cpupools.remove_cpus("empty", api.CpuPoolCpusRequest("7"))
+    await xend.domains.cpupools.remove_cpus("empty", scheduling_api.CpuPoolCpusRequest("7"))
     with pytest.raises(Conflict, match="Pool 'empty' has no CPU") as caught:
-        await xend.domains.cpupools.migrate("web", api.SetPoolRequest("empty"))
+        await xend.domains.cpupools.migrate("web", scheduling_api.SetPoolRequest("empty"))
     assert caught.value.hint == "Add one: xm cpupool-cpu-add empty 7"
     with pytest.raises(PyxenError, match="privileged domain"):
-        await xend.domains.cpupools.migrate("Domain-0", api.SetPoolRequest("empty"))
+        await xend.domains.cpupools.migrate("Domain-0", scheduling_api.SetPoolRequest("empty"))
 
 
 async def test_a_managed_domain_keeps_its_pool_from_being_destroyed(boot: Boot) -> None:

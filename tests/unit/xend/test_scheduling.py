@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from pyxen.api import CreateRequest, PinVcpusRequest, SetCreditRequest
+from pyxen.api import CreateRequest
 from pyxen.config.model import DomainConfig
 from pyxen.engine.cgroup import Shares
 from pyxen.engine.topology import read_topology
 from pyxen.errors import ConfigError, Conflict, InvalidRequest, Unsupported
+from pyxen.scheduling_api import PinVcpusRequest, SetCreditRequest
 from tests.unit.xend.conftest import Xend, describe
 from tests.unit.xend.test_life import Boot, create, gone, running_as, until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import api, device_api, snapshot_api
+from pyxen import api, device_api, scheduling_api, snapshot_api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
 from pyxen.config.model import Disk, DomainConfig, Vif
@@ -186,25 +186,27 @@ class FakeClient(Client):
     def set_pool(self, ref: str, pool: str) -> Domain:
         return self._order("set_pool", ref, pool)
 
-    def cpupools(self) -> api.CpuPoolList:
-        return api.CpuPoolList([api.CpuPool("Pool-0", [0, 2], ["web"]), api.CpuPool("fast", [], [])], [3])
+    def cpupools(self) -> scheduling_api.CpuPoolList:
+        return scheduling_api.CpuPoolList(
+            [scheduling_api.CpuPool("Pool-0", [0, 2], ["web"]), scheduling_api.CpuPool("fast", [], [])], [3]
+        )
 
-    def create_cpupool(self, name: str, cpus: str | None = None) -> api.CpuPool:
+    def create_cpupool(self, name: str, cpus: str | None = None) -> scheduling_api.CpuPool:
         self.orders.append(("create_cpupool", name, cpus))
-        return api.CpuPool(name, [], [])
+        return scheduling_api.CpuPool(name, [], [])
 
     def destroy_cpupool(self, name: str) -> None:
         self.orders.append(("destroy_cpupool", name))
 
-    def add_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    def add_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         self.orders.append(("add_cpus", pool, cpus))
-        return api.CpuPool(pool, [], [])
+        return scheduling_api.CpuPool(pool, [], [])
 
-    def remove_cpus(self, pool: str, cpus: str) -> api.CpuPool:
+    def remove_cpus(self, pool: str, cpus: str) -> scheduling_api.CpuPool:
         self.orders.append(("remove_cpus", pool, cpus))
-        return api.CpuPool(pool, [], [])
+        return scheduling_api.CpuPool(pool, [], [])
 
-    def split_cpupools(self) -> api.CpuPoolList:
+    def split_cpupools(self) -> scheduling_api.CpuPoolList:
         self.orders.append(("split_cpupools",))
         return self.cpupools()
 

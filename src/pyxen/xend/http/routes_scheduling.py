@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyxen import api
+from pyxen import api, scheduling_api
 from pyxen.xend.http.operation import Call, Operation
 
 _ONE = "/v1/domains/{domain}"
@@ -23,14 +23,14 @@ async def _set_io_weight(call: Call) -> api.Domain:
 OPERATIONS = (
     Operation(
         "POST", f"{_ONE}/pin-vcpus", "pinVcpus", "Say which of the host's CPUs VCPUs may run on", _pin,
-        body=api.PinVcpusRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
+        body=scheduling_api.PinVcpusRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
     ),
     Operation(
         "POST", f"{_ONE}/set-credit", "setCredit", "Set a domain's weight and cap, its part of the host's CPUs",
-        _set_credit, body=api.SetCreditRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
+        _set_credit, body=scheduling_api.SetCreditRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
     ),
     Operation(
         "POST", f"{_ONE}/set-io-weight", "setIoWeight", "Set a domain's part of the host's disks", _set_io_weight,
-        body=api.SetIoWeightRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
+        body=scheduling_api.SetIoWeightRequest, result=api.Domain, errors=(404, 409, 422, 500, 507),
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import agent_api, api, device_api, run_api, snapshot_api
+from pyxen import agent_api, api, device_api, run_api, scheduling_api, snapshot_api
 from pyxen.api import PowerState
 from pyxen.config.model import Disk, DomainConfig, Vif
 from pyxen.engine.inotify import Inotify
@@ -41,12 +41,12 @@ class FakeScheduling(Scheduling):
     def __init__(self, core: FakeCore) -> None:
         self._core = core
 
-    async def pin(self, ref: str, request: api.PinVcpusRequest) -> api.Domain:
+    async def pin(self, ref: str, request: scheduling_api.PinVcpusRequest) -> api.Domain:
         if request.cpus == "9":
             raise InvalidRequest("this host has none of them")
         return self._core.get(ref)
 
-    async def set_credit(self, ref: str, request: api.SetCreditRequest) -> api.Domain:
+    async def set_credit(self, ref: str, request: scheduling_api.SetCreditRequest) -> api.Domain:
         return self._core.get(ref)
 
     async def set_io_weight(self, ref: str, weight: int) -> api.Domain:
@@ -96,10 +96,10 @@ class FakeCpuPools(CpuPools):
         self._core = core
         self._pools = {"Pool-0": [0, 1]}
 
-    def list(self) -> api.CpuPoolList:
-        return api.CpuPoolList([self._one(name) for name in self._pools], [])
+    def list(self) -> scheduling_api.CpuPoolList:
+        return scheduling_api.CpuPoolList([self._one(name) for name in self._pools], [])
 
-    async def create(self, request: api.CreateCpuPoolRequest) -> api.CpuPool:
+    async def create(self, request: scheduling_api.CreateCpuPoolRequest) -> scheduling_api.CpuPool:
         if request.name in self._pools:
             raise Conflict(f"Pool '{request.name}' already exists")
         self._pools[request.name] = []
@@ -109,25 +109,25 @@ class FakeCpuPools(CpuPools):
         self._one(name)
         del self._pools[name]
 
-    async def add_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+    async def add_cpus(self, name: str, request: scheduling_api.CpuPoolCpusRequest) -> scheduling_api.CpuPool:
         self._one(name).cpus.append(int(request.cpus) if request.cpus.isdigit() else 9)
         return self._one(name)
 
-    async def remove_cpus(self, name: str, request: api.CpuPoolCpusRequest) -> api.CpuPool:
+    async def remove_cpus(self, name: str, request: scheduling_api.CpuPoolCpusRequest) -> scheduling_api.CpuPool:
         self._one(name).cpus.clear()
         return self._one(name)
 
-    async def split_by_nodes(self) -> api.CpuPoolList:
+    async def split_by_nodes(self) -> scheduling_api.CpuPoolList:
         raise Conflict("one node")
 
-    async def migrate(self, ref: str, request: api.SetPoolRequest) -> api.Domain:
+    async def migrate(self, ref: str, request: scheduling_api.SetPoolRequest) -> api.Domain:
         self._one(request.pool)
         return self._core.get(ref)
 
-    def _one(self, name: str) -> api.CpuPool:
+    def _one(self, name: str) -> scheduling_api.CpuPool:
         if name not in self._pools:
             raise NotFound(f"Pool '{name}' does not exist")
-        return api.CpuPool(name, self._pools[name], [])
+        return scheduling_api.CpuPool(name, self._pools[name], [])
 
 
 class FakeAgents:

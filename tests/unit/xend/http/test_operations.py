@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxen import api
+from pyxen import api, scheduling_api
 from pyxen.errors import ConfigError, InvalidRequest
 from pyxen.xend.http.operation import MAX_BODY_BYTES, whole_number
 from tests.unit.xend.http.fake_core import FakeCore
@@ -152,7 +152,7 @@ async def test_the_list_begins_with_domain_0(client: httpx2.AsyncClient, core: F
         ("/v1/host", api.Host),
         ("/v1/host/topology", api.HostTopology),
         ("/v1/version", api.Version),
-        ("/v1/cpupools", api.CpuPoolList),
+        ("/v1/cpupools", scheduling_api.CpuPoolList),
         ("/v1/images", api.ImageList),
         ("/v1/domains", api.DomainList),
     ],
