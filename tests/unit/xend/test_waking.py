@@ -1,8 +1,10 @@
-"""Clones' guests are told who they are, and are on no bridge before. The script itself runs in tests/guest only."""
+"""Clones' guests are told who they are, and are on no bridge before."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -126,3 +128,38 @@ async def test_one_that_is_paused_is_told_when_it_runs(boot: Boot, guest: Guest,
 def test_a_host_name_is_what_can_be_one(name: str, hostname: str | None) -> None:
     assert waking.waking_of(name, named=True, macs={}).hostname == hostname
     assert waking.waking_of(name, named=False, macs={}).hostname is None
+
+
+_ROOM = """
+mount -t sysfs sys /sys && mount --bind "$1" /etc/machine-id
+ip link add card0 address 00:16:3e:00:00:01 type veth peer name card1 && ip link set card0 up || exit 9
+shift
+for again in 1 2; do /bin/sh -c "$0" || echo "status $?"; done
+cat /proc/sys/kernel/hostname /etc/machine-id /sys/class/net/card0/address /sys/class/net/card0/flags
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces of its own need root")
+@pytest.mark.parametrize(
+    ("macs", "address", "said"),
+    [
+        (f"{OLD} 00:16:3e:00:00:09", "00:16:3e:00:00:09", ""),
+        ("", OLD, ""),
+        ("00:16:3e:ff:ff:ff 00:16:3e:00:00:09", OLD, "it has no network card with the address 00:16:3e:ff:ff:ff"),
+    ],
+)
+def test_what_a_guest_runs(tmp_path: Path, macs: str, address: str, said: str) -> None:
+    """Twice, in namespaces of its own: of processes, network, host name and mounts."""
+    machine = tmp_path / "machine-id"
+    machine.write_text("before\n")
+    inside = ["unshare", "--fork", "--pid", "--mount-proc", "--net", "--uts", "--mount", "sh", "-c", _ROOM]
+    env = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "NEW_NAME": "two", "NEW_ID": "0" * 32, "NEW_MACS": macs}
+    done = subprocess.run([*inside, waking._SCRIPT, str(machine)], env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(done.stderr)
+    *problems, hostname, machine_id, found, flags = done.stdout.split("\n")[:-1]
+    assert (hostname, machine_id, found) == ("two", "0" * 32, address)
+    assert int(flags, 16) & 1, "it is up"
+    assert problems == (["status 1"] * 2 if said else [])
+    assert said in done.stderr
+    assert machine.read_text() == "0" * 32 + "\n"
