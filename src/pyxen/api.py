@@ -29,6 +29,7 @@ managed by name, running by id, by UUID; a name wins over an id. Errors are ``ap
     POST   /v1/domains/{domain}/sysrq      SysrqRequest → 202 Domain
     POST   /v1/domains/{domain}/trigger    TriggerRequest → 202 Domain
     POST   /v1/domains/{domain}/dump-core  DumpRequest → CoreDump            (when it has been written)
+    GET    /v1/domains/{domain}/screen     image/png, what its screen shows
     POST   /v1/domains/{domain}/snapshots  SnapshotRequest → 201 Snapshot    (when it is whole)
     GET    /v1/domains/{domain}/snapshots  SnapshotList
     POST   /v1/domains/{domain}/snapshots/{snapshot}/revert RevertRequest → Domain

@@ -29,7 +29,7 @@ class DomainNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T_co]):
-    """One request, and the type of its answer (None: an empty one, ``str``: plain text)."""
+    """One request, and the type of its answer (None: an empty one, ``str``: plain text, ``bytes``: as it is)."""
 
     method: str
     target: str
@@ -61,6 +61,8 @@ def decode(call: Call[T], status: int, body: bytes) -> T:
         return None
     if call.answer is str:
         return body.decode(errors="replace")  # type: ignore[return-value]
+    if call.answer is bytes:
+        return body  # type: ignore[return-value]
     return decode_json(body, call.answer)
 
 
@@ -371,6 +373,10 @@ def resume(ref: str) -> Call[api.Domain]:
 
 def delete(ref: str) -> Call[None]:
     return Call("DELETE", _domain_path(ref), type(None), ref=ref)
+
+
+def screen(ref: str) -> Call[bytes]:
+    return Call("GET", _domain_path(ref, "screen"), bytes, ref=ref)
 
 
 def log(tail: int | None) -> Call[str]:

@@ -295,6 +295,10 @@ class AsyncClient:
     async def vcpus(self, ref: str) -> api.VcpuList:
         return await self._call(_calls.vcpus(ref))
 
+    async def screen(self, ref: str) -> bytes:
+        """What a domain's screen shows, as PNG."""
+        return await self._call(_calls.screen(ref))
+
     async def log(self, tail: int | None = None) -> str:
         """xend's log, or its last ``tail`` lines."""
         return await self._call(_calls.log(tail))

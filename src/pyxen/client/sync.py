@@ -295,6 +295,10 @@ class Client:
     def vcpus(self, ref: str) -> api.VcpuList:
         return self._call(_calls.vcpus(ref))
 
+    def screen(self, ref: str) -> bytes:
+        """What a domain's screen shows, as PNG."""
+        return self._call(_calls.screen(ref))
+
     def log(self, tail: int | None = None) -> str:
         """xend's log, or its last ``tail`` lines."""
         return self._call(_calls.log(tail))

@@ -26,7 +26,21 @@ _DOMAIN_0_UUID = "00000000-0000-0000-0000-000000000000"
 _COMMAND_LINE = 2047
 """Characters that Linux keeps of its command line on x86."""
 _IDE = re.compile(r"hd[e-z]|hd[a-z]{2}")
-_HVM_ONLY = ("firmware", "boot", "hdtype", "vnc", "vncdisplay", "vnclisten", "vga", "serial", "usbdevice", "localtime")
+_HVM_ONLY = (
+    "firmware",
+    "secure_boot",
+    "tpm",
+    "viridian",
+    "boot",
+    "hdtype",
+    "vnc",
+    "vncdisplay",
+    "vnclisten",
+    "vga",
+    "serial",
+    "usbdevice",
+    "localtime",
+)
 
 
 def check(config: DomainConfig) -> list[str]:
@@ -34,6 +48,7 @@ def check(config: DomainConfig) -> list[str]:
     _identity(config)
     _amounts(config)
     _boot(config)
+    _secure_boot(config)
     _disks(config)
     _vifs(config)
     _once("p9", "The tag {} is already defined", (share.tag for share in config.p9))
@@ -84,6 +99,18 @@ def _boot(config: DomainConfig) -> None:
             key="kernel",
             hint='write kernel = "/boot/vmlinuz" or image = "tiny"; type = "hvm" boots from a disk',
         )
+
+
+def _secure_boot(config: DomainConfig) -> None:
+    if config.secure_boot and config.type is DomainType.HVM:
+        if config.firmware is not Firmware.UEFI:
+            raise ConfigError("secure_boot is a matter of UEFI", key="secure_boot", hint='write firmware = "uefi"')
+        if config.hdtype != "ahci":
+            raise ConfigError(
+                "secure_boot needs the machine that can guard its variables (q35)",
+                key="secure_boot",
+                hint='write hdtype = "ahci"',
+            )
 
 
 def _disks(config: DomainConfig) -> None:

@@ -19,6 +19,8 @@ ALIASES: dict[str, str] = {
     "dhcp": "the kernel's `ip=`",
     "nfs_server": "the kernel's `ip=` and `nfsroot=`",
     "nfs_root": "the kernel's `nfsroot=`",
+    "profile": "`windows` is `type=hvm`, `hdtype=ahci`, `firmware=uefi`, `tpm`, `viridian`, `localtime`, `vnc`, a USB "
+    "tablet, and an empty CD-ROM drive `hdd` for drivers, unless the file says otherwise",
 }
 """Key → what is set instead, in words."""
 
@@ -39,7 +41,7 @@ _WITHOUT_EFFECT = {
     ),
     "CPU features": (
         "features cpuid cpuid_check pae acpi acpi_s3 acpi_s4 acpi_laptop_slate apic nx hap oos hpet altp2m altp2mhvm"
-        " altp2m_count nestedhvm viridian xen_platform_pci xen_platform_pci_bar_uc xen_extended_power_mgmt hvm_pirq"
+        " altp2m_count nestedhvm xen_platform_pci xen_platform_pci_bar_uc xen_extended_power_mgmt hvm_pirq"
         " vpmu vmtrace_buf_kb mca_caps msr_relaxed isa guest_os_type e820_host vhpt machine_address_size"
         " suppress_spurious_page_faults tee passthrough"
     ),

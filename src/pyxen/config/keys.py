@@ -291,6 +291,24 @@ _TABLE = (
         ("bios", "uefi"),
     ),
     Key(
+        "secure_boot",
+        HVM,
+        Kind.FLAG,
+        "0 or 1",
+        "UEFI starts only what is signed with a key that the domain knows: at first Microsoft's, for Windows and most "
+        "Linux systems. It is then `firmware=uefi` and `hdtype=ahci` unless something else is said.",
+        "secure_boot = 1",
+    ),
+    Key("tpm", HVM, Kind.FLAG, "0 or 1", "A TPM 2.0 (by swtpm), whose state is kept for the domain.", "tpm = 1"),
+    Key(
+        "viridian",
+        HVM,
+        Kind.FLAG,
+        "0 or 1",
+        "Show Hyper-V's enlightenments: Windows then keeps time and locks with the hypervisor's help.",
+        "viridian = 1",
+    ),
+    Key(
         "boot",
         HVM,
         Kind.TEXT,

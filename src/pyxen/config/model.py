@@ -200,6 +200,12 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     on_crash: Action = Action.RESTART
 
     firmware: Firmware = Firmware.BIOS
+    secure_boot: bool = False
+    """UEFI starts only what is signed with a key that it knows; Microsoft's are there from the start."""
+    tpm: bool = False
+    """A TPM 2.0, whose state stays with the domain."""
+    viridian: bool = False
+    """Show the guest Hyper-V's enlightenments, which Windows expects of a hypervisor."""
     boot: Annotated[str, Meta(pattern=BOOT_PATTERN, description="a floppy, c disk, d CD-ROM, n network")] = "c"
     hdtype: Annotated[str, Meta(pattern=r"^(ide|ahci)$(?!\n)")] = "ide"
     vnc: bool = False

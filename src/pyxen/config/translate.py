@@ -7,7 +7,7 @@ unless the file sets that key itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from pyxen.config.classic import ALIASES
 from pyxen.config.coerce import Context, coerce
@@ -18,6 +18,7 @@ from pyxen.config.xmfile import Setting
 from pyxen.errors import ConfigError
 
 Settings: TypeAlias = dict[str, Setting]
+T = TypeVar("T")
 
 _BUILDERS = {"hvm": "hvm", "linux": "pvh", "generic": "pvh"}
 _FIRMWARES = {"seabios": "bios", "rombios": "bios", "bios": "bios", "ovmf": "uefi", "uefi": "uefi"}
@@ -55,7 +56,7 @@ def _flag(key: str, setting: Setting) -> bool:
     return bool(coerce(described, setting.value, Context(None, lambda warning: None)))
 
 
-def _choice(key: str, setting: Setting, choices: dict[str, str]) -> str:
+def _choice(key: str, setting: Setting, choices: dict[str, T]) -> T:
     word = _text(key, setting).lower()
     if word not in choices:
         raise setting.error(f"{key} must be one of {', '.join(choices)}, not {shown(word)}", key=key)
@@ -208,7 +209,41 @@ def _plain(key: str, setting: Setting) -> str:
     raise setting.error(f"{key} must be one word", key=key)
 
 
+def _profile(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
+    """What a kind of system wants, where the file doesn't say otherwise."""
+    for name, value in _choice(key, setting, _PROFILES).items():
+        settings.setdefault(name, setting._replace(value=value))
+    del settings[key]
+    disks = settings.get("disk", setting._replace(value=[]))
+    listed = [disks.value] if isinstance(disks.value, str) else disks.value
+    if isinstance(listed, list | tuple) and not any(_DRIVERS in str(disk) for disk in listed):
+        settings["disk"] = disks._replace(value=[*listed, f",{_DRIVERS}:cdrom,r"])
+
+
+def _secure_boot(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
+    if _flag(key, setting):
+        settings.setdefault("firmware", setting._replace(value="uefi"))
+        settings.setdefault("hdtype", setting._replace(value="ahci"))
+
+
+_DRIVERS = "hdd"
+_PROFILES: dict[str, dict[str, Value]] = {
+    "windows": {
+        "type": "hvm",
+        "hdtype": "ahci",
+        "firmware": "uefi",
+        "tpm": 1,
+        "viridian": 1,
+        "localtime": 1,
+        "vnc": 1,
+        "usbdevice": ["tablet"],
+    },
+}
+
+
 _STEPS: dict[str, Callable[[str, Setting, Settings, Warn], None]] = {
+    "profile": _profile,
+    "secure_boot": _secure_boot,
     "type": _type,
     "builder": _builder,
     "on_shutdown": _on_shutdown,

@@ -71,6 +71,8 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     cmdline: str = ""
     nvram: str | None = None
     """The domain's own UEFI variables, writable, for hvm with uefi firmware."""
+    tpm: str | None = None
+    """What the domain's TPM keeps its state in, for hvm with a TPM."""
     uid: int | None = None
     """Run as this user (and a group of the same number); None: as xend's own."""
 
@@ -262,6 +264,10 @@ class RunningDomain(Protocol):
 
         A running guest stands still meanwhile, also if xend dies; with ``live`` it runs on. Raises Unsupported.
         """
+        ...
+
+    async def screendump(self, file: int) -> None:
+        """Write a picture of the guest's screen, as PNG, into the descriptor of an empty file. Raises Unsupported."""
         ...
 
     async def freeze(self) -> None:

@@ -202,6 +202,9 @@ class ProcessDomain(ABC):
     @abstractmethod
     async def unpause(self) -> None: ...
 
+    async def screendump(self, file: int) -> None:
+        raise Unsupported(f"'{self.spec.config.name}' has no screen", hint=f"xm console {self.spec.config.name}")
+
     async def freeze(self) -> None:
         if not self.paused:
             await self.pause()

@@ -1,4 +1,4 @@
-"""Files that are named after a domain and kept for it while it does not run: its root disk and its UEFI variables."""
+"""Files that are named after a domain and kept for it while it does not run: its root disk, UEFI variables and TPM."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def variables(name: str, roots: Roots) -> Path:
     return roots.state / "nvram" / f"{name}.fd"
 
 
+def tpm_state(name: str, roots: Roots) -> Path:
+    """The state of the domain's TPM; it need not exist."""
+    return roots.state / "tpm" / f"{name}.tpm"
+
+
 @contextlib.contextmanager
 def taken_along(name: str, to: str, image: str | None, roots: Roots, images: ImageStore) -> Iterator[dict[str, str]]:
     """Let a domain's files follow it to its new name, if what is done meanwhile succeeds; yields new paths by old ones.
@@ -32,7 +37,7 @@ def taken_along(name: str, to: str, image: str | None, roots: Roots, images: Ima
     They have both names until then, so that an xend that is killed in between finds them under either.
     Raises Conflict where an earlier domain has left a file under the new name. Blocking.
     """
-    moves = {variables(name, roots): variables(to, roots)}
+    moves = {variables(name, roots): variables(to, roots), tpm_state(name, roots): tpm_state(to, roots)}
     if image is not None:
         moves[root_layer(name, image, roots)] = root_layer(to, image, roots)
     moves = {old: new for old, new in moves.items() if old.exists()}
@@ -65,4 +70,5 @@ def respelled(spec: DomainSpec, name: str, moved: dict[str, str]) -> DomainSpec:
         msgspec.structs.replace(disk, target=moved.get(disk.target, disk.target)) for disk in spec.config.disk
     )
     config = msgspec.structs.replace(spec.config, name=name, disk=disks)
-    return msgspec.structs.replace(spec, config=config, nvram=moved.get(spec.nvram or "", spec.nvram))
+    nvram, tpm = (moved.get(path or "", path) for path in (spec.nvram, spec.tpm))
+    return msgspec.structs.replace(spec, config=config, nvram=nvram, tpm=tpm)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyxen.xend.migration import Migration
     from pyxen.xend.sandboxes import Sandbox, Tell
     from pyxen.xend.scheduling import Scheduling
+    from pyxen.xend.screens import Screens
     from pyxen.xend.snapshots import Snapshots
     from pyxen.xend.xenstore import Xenstore
 
@@ -112,6 +113,9 @@ class Core(Protocol):
 
     @property
     def agent(self) -> Agents: ...
+
+    @property
+    def screens(self) -> Screens: ...
 
     @property
     def sandboxes(self) -> Sandboxes: ...

@@ -15,7 +15,7 @@ from pyxen.config.check import check
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
 from pyxen.xend import debugging, host
 from pyxen.xend.agent import Agents
-from pyxen.xend.belongings import respelled, taken_along, variables
+from pyxen.xend.belongings import respelled, taken_along, tpm_state, variables
 from pyxen.xend.building import build
 from pyxen.xend.clones import Clones
 from pyxen.xend.console import Console
@@ -31,6 +31,7 @@ from pyxen.xend.registry import Live, now
 from pyxen.xend.sandboxes import Sandboxes
 from pyxen.xend.saving import Saving
 from pyxen.xend.scheduling import Scheduling
+from pyxen.xend.screens import Screens
 from pyxen.xend.snapshots import Snapshots
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.vcpus import Vcpus
@@ -56,6 +57,7 @@ class Domains:
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
         self.sandboxes = Sandboxes(life, self.agent)
+        self.screens = Screens(life)
         life.on_restored.append(Wakers(life, self.agent).tell_soon)
         for uuid, live in life.registry.live.items():
             if live.spec.waking is not None and live.process.stopped is None:  # an earlier xend's clones
@@ -236,7 +238,8 @@ class Domains:
                     else f"It is not managed: it goes away by itself when it stops (xm destroy {record.name}).",
                 )
             await self._life.store.delete(record.uuid)
-            variables(record.name, self._life.roots).unlink(missing_ok=True)
+            for kept in (variables, tpm_state):
+                kept(record.name, self._life.roots).unlink(missing_ok=True)
             self._registry.forget(record.uuid)
             await self.snapshots.forget(record.uuid)
             self._life.tell("domain-deleted", record)

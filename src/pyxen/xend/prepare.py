@@ -33,11 +33,14 @@ from pyxen.errors import ConfigError, Conflict, NotFound, ResourceExhausted
 from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
-from pyxen.xend.belongings import root_layer, variables
+from pyxen.xend.belongings import root_layer, tpm_state, variables
 from pyxen.xend.host import read_memory
 
 XEN_OUI = (0x00, 0x16, 0x3E)
 OVMF_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd", "/usr/share/OVMF/OVMF_VARS.fd")
+
+OVMF_SECURE_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "/usr/share/edk2/x64/OVMF_VARS.secboot.4m.fd")
+"""With Microsoft's keys enrolled, and secure boot switched on."""
 
 
 def complete(config: DomainConfig) -> DomainConfig:
@@ -87,6 +90,7 @@ def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: 
             ramdisk=ramdisk,
             cmdline=cmdline,
             nvram=_nvram(config, roots, made),
+            tpm=_tpm(config, roots, made),
         )
     except BaseException:
         for path in made:
@@ -269,10 +273,23 @@ def _nvram(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
         return None
     path = variables(config.name, roots)
     if not path.exists():
-        template = next((each for each in OVMF_VARS if Path(each).exists()), None)
+        known = OVMF_SECURE_VARS if config.secure_boot else OVMF_VARS
+        template = next((each for each in known if Path(each).exists()), None)
         if template is None:
             raise NotFound("the UEFI firmware is not installed", hint="Install it: apt-get install ovmf")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(template, path)
+        made.append(path)
+    return str(path)
+
+
+def _tpm(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
+    """The file that the domain's TPM keeps its state in; empty before its first start."""
+    if config.type is not DomainType.HVM or not config.tpm:
+        return None
+    path = tpm_state(config.name, roots)
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         made.append(path)
     return str(path)

@@ -36,6 +36,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "sysrq": "Press SysRq and a key in a domain.",
         "trigger": "Send a domain an event of hardware.",
         "dump-core": "Write a domain's memory to a file.",
+        "screendump": "Write a picture of a domain's screen to a file.",
+        "vncviewer": "Show a domain's screen in a VNC viewer.",
     },
     "CPU pools": {
         "cpupool-list": "Show the CPU pools.",
@@ -115,7 +117,7 @@ CLASSIC = frozenset(
     """
     block-configure
     pci-attach pci-detach pci-list reset
-    sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list vncviewer
+    sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )
 

@@ -218,6 +218,7 @@ ALIAS_VALUES = {
     "nographic": "1",
     "vfb": "['vnc=1']",
     "cap": "50",
+    "profile": "'windows'",
 } | dict.fromkeys(("ip", "netmask", "gateway", "hostname", "interface", "dhcp", "nfs_server", "nfs_root"), "'10.0.0.1'")
 
 
@@ -344,3 +345,25 @@ class TestFiles:
     def test_values_are_kept(self) -> None:
         loaded = load_text("n = 3; image = 'tiny'; memory = '1G'", "f.cfg", ["vcpus=2"])
         assert loaded.values == {"n": 3, "image": "tiny", "memory": "1G", "vcpus": 2}
+
+
+def test_a_profile_is_what_the_file_does_not_say_otherwise() -> None:
+    config = load('profile = "windows"\nname = "win"\nvnc = 0\ndisk = ["file:/c.img,hda,w"]\n')
+    assert (config.type, config.hdtype, config.firmware) == ("hvm", "ahci", "uefi")
+    assert (config.viridian, config.localtime, config.vnc, config.usbdevice) == (True, True, False, ("tablet",))
+    assert [(disk.vdev, disk.devtype) for disk in config.disk] == [("hda", "disk"), ("hdd", "cdrom")]
+    own = load('profile = "windows"\nname = "win"\ndisk = ["file:/drivers.iso,hdd:cdrom,r"]\n')
+    assert [disk.target for disk in own.disk] == ["/drivers.iso"]
+    with pytest.raises(ConfigError, match="profile must be one of windows, not 'beos'"):
+        load('profile = "beos"\nname = "x"\n')
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [('firmware = "bios"', "a matter of UEFI"), ('hdtype = "ide"', "needs the machine")],
+)
+def test_secure_boot_has_its_machine(keys: str, reason: str) -> None:
+    config = load('name = "x"\ntype = "hvm"\nsecure_boot = 1\n')
+    assert (config.firmware, config.hdtype) == ("uefi", "ahci")
+    with pytest.raises(ConfigError, match=reason):
+        load(f'name = "x"\ntype = "hvm"\nsecure_boot = 1\n{keys}\n')

@@ -114,6 +114,8 @@ CONFIG = st.builds(
     on_reboot=ACTION,
     on_crash=ACTION,
     firmware=st.sampled_from(Firmware),
+    tpm=st.booleans(),
+    viridian=st.booleans(),
     boot=st.text("acdn", max_size=4),
     hdtype=st.sampled_from(("ide", "ahci")),
     vnc=st.booleans(),

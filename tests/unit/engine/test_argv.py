@@ -87,6 +87,28 @@ def test_memory_may_be_huge_or_shared() -> None:
     assert after(words, "-machine")[0].endswith(",mem-merge=on,memory-backend=pc.ram")
 
 
+def test_what_windows_wants() -> None:
+    config = DomainConfig(
+        name="win",
+        type=DomainType.HVM,
+        hdtype="ahci",
+        firmware=Firmware.UEFI,
+        secure_boot=True,
+        tpm=True,
+        viridian=True,
+    )
+    files = {"firmware_code": "/dev/fdset/1", "firmware_variables": "/dev/fdset/2"}
+    words = make(config, accelerator="kvm", tpm_fd=14, **files)
+    (machine,) = after(words, "-machine")
+    assert machine.startswith("q35,") and ",pflash0=code,pflash1=variables,smm=on," in machine
+    assert after(words, "-global") == ["driver=cfi.pflash01,property=secure,value=on"]
+    assert after(words, "-tpmdev") == ["emulator,id=tpm0,chardev=tpm"]
+    assert "socket,id=tpm,fd=14" in after(words, "-chardev") and "tpm-crb,tpmdev=tpm0" in after(words, "-device")
+    (cpu,) = after(words, "-cpu")
+    assert cpu.startswith("host,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,")
+    assert after(make(config, **files), "-cpu") == ["max"]
+
+
 def test_folders_and_gdb() -> None:
     config = DomainConfig(name="web", p9=(Share(tag="src", path="/srv", readonly=True), Share(tag="out", path="/out")))
     words = make(config, shares=["/proc/self/fd/11", "/proc/self/fd/12"], gdb_fd=13)

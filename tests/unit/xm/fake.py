@@ -221,6 +221,10 @@ class FakeClient(Client):
     def trigger(self, ref: str, trigger: api.Trigger, vcpu: int | None = None) -> Domain:
         return self._order("trigger", ref, trigger, vcpu)
 
+    def screen(self, ref: str) -> bytes:
+        self.domain(ref)
+        return b"\x89PNG\r\n\x1a\n"
+
     def dump_core(
         self, ref: str, path: str | None = None, *, live: bool = False, crash: bool = False, reset: bool = False
     ) -> api.CoreDump:

@@ -20,12 +20,6 @@ from .fake import WEB, FakeClient, domain, ended
 RAW = Disk(vdev="xvdb", target="/srv/a.img", format=DiskFormat.RAW, access=DiskAccess.READ)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("verb", ["destroy", "pause", "unpause", "suspend", "resume", "delete"])
 def test_silent_orders(xm: Xm, fake: FakeClient, verb: str) -> None:
     assert xm(verb, "web") == (0, "", "")

@@ -36,6 +36,13 @@ VCPU_ID = "cpu"
 CONSOLE_ID = "console0"
 
 
+_ENLIGHTENMENTS = (
+    *("hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff", "hv-vpindex", "hv-runtime", "hv-synic", "hv-stimer", "hv-time"),
+    *("hv-frequencies", "hv-tlbflush", "hv-ipi", "hv-reset"),
+)
+"""What QEMU's docs/hyperv.txt recommends for Windows of today."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the launcher has found or opened before QEMU starts."""
@@ -64,6 +71,8 @@ class Facts:
     """The file that is the guest's memory."""
     shares: list[str] = field(default_factory=list)
     """A path for each of the description's folders."""
+    tpm_fd: int | None = None
+    """Leads to the domain's TPM."""
     gdb_fd: int | None = None
     """A listening socket for gdb."""
     memory_shared: bool = False
@@ -145,6 +154,8 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
             machine += ",graphics=off"  # SeaBIOS then writes to the serial port too
         if facts.firmware_code:
             machine += ",pflash0=code,pflash1=variables"
+        if config.secure_boot:
+            machine += ",smm=on"
     kvm = facts.accelerator == "kvm"
     accelerator = "kvm"
     if not kvm:
@@ -154,13 +165,19 @@ def _machine(spec: DomainSpec, facts: Facts) -> list[str]:
         *_memory(spec, facts),
         *("-machine", f"{machine},dump-guest-core=off,{_memory_words(config, facts)}"),
         *("-accel", accelerator),
-        *("-cpu", "host" if kvm else "max"),
+        *("-cpu", _cpu(config, kvm=kvm)),
         # One core each, so that a VCPU's number is its core's; all but the first have names and can be unplugged.
         *("-smp", f"cpus=1,maxcpus={spec.most_vcpus},sockets=1,cores={spec.most_vcpus},threads=1"),
         *_vcpus(config.vcpus, facts.accelerator),
         *("-m", f"size={spec.most_memory_mib}M"),
         *("-rtc", f"base={'localtime' if config.localtime else 'utc'}"),
     ]
+
+
+def _cpu(config: DomainConfig, *, kvm: bool) -> str:
+    model = "host" if kvm else "max"
+    # TCG shows no hypervisor to its guests, so there is nothing that Windows could be told of.
+    return f"{model},{','.join(_ENLIGHTENMENTS)}" if config.viridian and kvm else model
 
 
 def _memory_words(config: DomainConfig, facts: Facts) -> str:
@@ -221,6 +238,9 @@ def _boot(spec: DomainSpec, facts: Facts) -> list[str]:
             ),
             *("-blockdev", f"driver=raw,node-name=variables,file.driver=file,file.filename={facts.firmware_variables}"),
         ]
+        if config.secure_boot:
+            # The variables can be written from system management mode only, where the firmware checks what is written.
+            arguments += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
     if config.type is DomainType.HVM:
         arguments += ["-boot", "menu=off,strict=on"]
     if facts.kernel:
@@ -318,6 +338,9 @@ def _hvm_devices(spec: DomainSpec, facts: Facts) -> list[str]:
         arguments += ["-device", f"vmgenid,guid={spec.generation}"]
     if spec.config.vga in VGA_MODELS:
         arguments += ["-device", _pci(spec, DISPLAY, VGA_MODELS[spec.config.vga])]
+    if facts.tpm_fd is not None:
+        arguments += ["-chardev", f"socket,id=tpm,fd={facts.tpm_fd}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+        arguments += ["-device", "tpm-crb,tpmdev=tpm0"]
     for device in spec.config.usbdevice:
         arguments += ["-device", {"keyboard": "usb-kbd"}.get(device, f"usb-{device}")]
     if facts.vnc:

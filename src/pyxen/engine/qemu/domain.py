@@ -15,6 +15,7 @@ from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
 from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.process import end_all
 from pyxen.engine.qemu import copying, drives, hotplug
 from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.networks import limit_network
@@ -213,12 +214,25 @@ class QemuDomain(ProcessDomain):
     async def destroy(self) -> None:
         # SIGTERM rather than SIGKILL: QEMU then writes back what it still holds of the disks.
         await super().destroy()
+        if self.spec.tpm is not None:
+            await asyncio.to_thread(end_all, self.directory)
         cgroup.remove(self.spec.uuid)
 
     async def dump_core(self, file: int, *, live: bool = False) -> None:
         if live and not self.paused and self.stopped is None:
             raise Unsupported("QEMU pauses a guest while it dumps its core", hint="Leave --live out.")
         await self._execute("dump-guest-memory", {"paging": False, "protocol": "fd:core"}, fd=("core", file))
+
+    async def screendump(self, file: int) -> None:
+        if self.spec.config.type is DomainType.PVH or self.spec.config.vga == "none":
+            return await super().screendump(file)
+        async with self._session() as monitor:
+            opened = await monitor.execute("add-fd", {"opaque": "screen"}, fd=file)
+            try:
+                name = f"/dev/fdset/{opened['fdset-id']}"
+                await monitor.execute("screendump", {"filename": name, "format": "png"})
+            finally:
+                await monitor.execute("remove-fd", {"fdset-id": opened["fdset-id"]})
 
     async def machine(self) -> str:
         kind: str = await self._execute("qom-get", {"path": "/machine", "property": "type"})

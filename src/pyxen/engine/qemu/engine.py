@@ -26,6 +26,7 @@ from pyxen.engine.qemu.networks import check_networks
 from pyxen.engine.qemu.slots import laid_out
 from pyxen.engine.qemu.words import translate
 from pyxen.engine.template import FOLDER, Template, make_folder
+from pyxen.engine.tpm import check_tpm
 from pyxen.errors import ConfigError, EngineError, Unsupported
 
 _READY_S = 60.0
@@ -99,7 +100,12 @@ class QemuEngine:
         if max(config.vcpus, config.maxvcpus or 0) > _MOST_VCPUS:
             raise Unsupported(f"QEMU runs at most {_MOST_VCPUS} VCPUs, '{config.name}' asks for more")
         check_hugepages(config)
-        return [*check_disks(config), *check_networks(config)]
+        if config.tpm and config.type is DomainType.HVM:
+            check_tpm()
+        warnings = [*check_disks(config), *check_networks(config)]
+        if config.viridian and config.type is DomainType.HVM and self.accelerator(config) == "tcg":
+            warnings.append("viridian has no effect without KVM: TCG shows its guests no hypervisor")
+        return warnings
 
     def lay_out(self, spec: DomainSpec) -> DomainSpec:
         return laid_out(spec)

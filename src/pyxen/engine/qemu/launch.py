@@ -30,10 +30,12 @@ from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.shares import open_share
 from pyxen.engine.sockets import AGENT, GDB, listen
 from pyxen.engine.template import Template
+from pyxen.engine.tpm import open_tpm
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
 _OVMF_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+_OVMF_SECURE_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd")
 _ENV = "/usr/bin/env"
 _OWNED = ("console.log", "console.in", "events", "events.in", "stderr")
 
@@ -53,9 +55,11 @@ def find_firmware(config: DomainConfig) -> str | None:
         return None
     if config.firmware is not Firmware.UEFI:
         return None
-    found = next((path for path in _OVMF_CODE if Path(path).exists()), None)
+    known = _OVMF_SECURE_CODE if config.secure_boot else _OVMF_CODE
+    found = next((path for path in known if Path(path).exists()), None)
     if found is None:
-        raise Unsupported("the UEFI firmware is not installed", hint="Install it: apt-get install ovmf")
+        what = "the UEFI firmware with secure boot" if config.secure_boot else "the UEFI firmware"
+        raise Unsupported(f"{what} is not installed", hint="Install it: apt-get install ovmf")
     return found
 
 
@@ -147,6 +151,7 @@ def _gather(
         host_cpus=len(os.sched_getaffinity(0)),
         control_fd=descriptors.take(listen(directory, qmp.SOCKET)),
         agent_fd=descriptors.take(listen(directory, AGENT)),
+        tpm_fd=descriptors.take(open_tpm(directory, Path(spec.tpm), spec.uid)) if spec.tpm else None,
         gdb_fd=descriptors.take(listen(directory, GDB)) if config.gdb else None,
         shares=[f"/proc/self/fd/{descriptors.take(open_share(share, spec.uid))}" for share in config.p9],
         # A guest that goes on has its kernel in memory, and a reset ends this process.

@@ -165,6 +165,17 @@ class FakeSandboxes:
             self.names.remove(domain.name)
 
 
+class FakeScreens:
+    """All screens show the same."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    async def picture(self, ref: str) -> bytes:
+        self._core.get(ref)
+        return b"\x89PNG\r\n\x1a\n"
+
+
 class FakeOutgoing:
     """Migrations that arrive at once."""
 
@@ -238,6 +249,7 @@ class FakeCore:
         self.cpupools = FakeCpuPools(self)
         self.agent = FakeAgents(self)
         self.sandboxes = FakeSandboxes(self)
+        self.screens: Any = FakeScreens(self)
         self.snapshots = FakeSnapshots(self)
         self.folder = folder
         self.consoles: dict[str, Console] = {}
