@@ -15,7 +15,7 @@ from pyxen.api import ShutdownReason
 from pyxen.config.check import check
 from pyxen.config.model import Action, DomainConfig, DomainType, EngineChoice, Share
 from pyxen.engine.contract import RunningDomain
-from pyxen.errors import EngineError, PyxenError, Unavailable, Unsupported
+from pyxen.errors import EngineError, InvalidRequest, PyxenError, Unavailable, Unsupported
 from pyxen.image import sandbox
 from pyxen.xend.agent import Agents
 from pyxen.xend.agent_link import Command
@@ -30,6 +30,8 @@ ENDS_WITH_ITS_COMMAND = "run"
 """``Record.intended`` of such a domain: a later xend ends it, since whoever waited for its command has gone."""
 _ROOT, _MODULES = "host", "modules"
 _LAST_LINES = 12
+_COMMAND_LINE = 1900
+"""Bytes of the kernel's command line, of which Linux keeps 2047, that are ours: the monitor adds some."""
 
 Tell = Callable[[str], Awaitable[None]]
 """Told of each step that takes its time."""
@@ -112,6 +114,8 @@ class Sandboxes:
             shares.append(Share(tag=_MODULES, path=str(boot.modules), readonly=True))
             mounts.append((_MODULES, f"/lib/modules/{boot.release}"))
         for number, folder in enumerate(request.rw):
+            if folder == "/":
+                raise InvalidRequest("the whole file tree can't be changed", hint="Name the folders that may be.")
             shares.append(Share(tag=f"rw{number}", path=folder))
             mounts.append((f"rw{number}", folder))
         name = self._free_name()
@@ -121,6 +125,9 @@ class Sandboxes:
             words.append("quiet")
         if request.gdb:
             words.append("nokaslr")
+        cmdline = " ".join(words)
+        if len(cmdline) > _COMMAND_LINE:
+            raise InvalidRequest("the folders to be changed have too long names", hint="Name one that is above them.")
         return DomainConfig(
             name=name,
             type=DomainType.PVH if boot.pvh else DomainType.HVM,
@@ -129,7 +136,7 @@ class Sandboxes:
             vcpus=request.vcpus,
             kernel=str(boot.kernel),
             ramdisk=str(boot.ramdisk),
-            cmdline=" ".join(words),
+            cmdline=cmdline,
             p9=tuple(shares),
             gdb=request.gdb,
             vga="none" if not boot.pvh else "stdvga",

@@ -12,7 +12,7 @@ import pytest
 from pyxen import agent_api, api, run_api
 from pyxen.config.model import DomainConfig, DomainType, EngineChoice, Share
 from pyxen.engine.fake import FakeEngine
-from pyxen.errors import EngineError, Unavailable, Unsupported
+from pyxen.errors import EngineError, InvalidRequest, Unavailable, Unsupported
 from pyxen.image import sandbox
 from pyxen.xend.sandboxes import ENDS_WITH_ITS_COMMAND
 from tests.unit.xend.conftest import Xend, describe
@@ -100,6 +100,15 @@ async def test_the_guests_end_is_told_with_its_last_words(boot: Boot, kernel: sa
     with pytest.raises(EngineError, match="did not get as far as running a command"):
         async with xend.domains.sandboxes.open(run_api.RunRequest(COMMAND), quiet):
             raise Unsupported("no agent answered")
+    assert not xend.life.registry.records
+
+
+@pytest.mark.parametrize(("rw", "reason"), [(["/"], "whole file tree"), (["/" + "x" * 1500], "too long names")])
+async def test_folders_that_cannot_be_changed(boot: Boot, kernel: sandbox.Boot, rw: list[str], reason: str) -> None:
+    xend = await boot()
+    with pytest.raises(InvalidRequest, match=reason):
+        async with xend.domains.sandboxes.open(run_api.RunRequest(COMMAND, rw=rw), quiet):
+            pass
     assert not xend.life.registry.records
 
 
