@@ -57,7 +57,7 @@ def test_grub_and_the_screen(shared: Host) -> None:
     shared.xm("create", "type=hvm", "name=grub", "memory=64", f"disk=file:{cd},hdc:cdrom,r", "boot=d")
     console = shared.console("grub", timeout=90)
     console.expect("grub>")
-    console.sendline("lsmmap")
+    console.send("lsmmap\r")
     console.expect("base_addr = 0x0, length = 0x[0-9a-f]+, available RAM")
     found = screen(shared, "grub")
     assert found[BLACK] > 0.5 and len(found) > 1, found
@@ -79,14 +79,14 @@ def test_ipxe_has_a_card_and_gets_an_address(shared: Host) -> None:
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_memtest_runs_on_both_firmwares(shared: Host, firmware: str) -> None:
     cd = package("memtest86+") / "usr/lib/memtest86+/memtest86+x64.iso"
-    words = ["type=hvm", "name=memtest", "memory=128", f"firmware={firmware}", f"disk=file:{cd},hdc:cdrom,r", "boot=d"]
+    words = ["type=hvm", "name=memtest", "memory=256", f"firmware={firmware}", f"disk=file:{cd},hdc:cdrom,r", "boot=d"]
     shared.xm("create", *words)
     wait_for(lambda: _is_blue(screen(shared, "memtest")), "its blue screen", timeout=120)
     shared.xm("destroy", "memtest")
 
 
 def _is_blue(found: dict[tuple[int, int, int], float]) -> bool:
-    return any(share > 0.4 and blue > 100 and red < 60 and green < 60 for (red, green, blue), share in found.items())
+    return any(share > 0.15 and blue > 100 and red < 60 and green < 60 for (red, green, blue), share in found.items())
 
 
 @pytest.mark.parametrize("flavour", ["686", "686-pae"])
@@ -102,8 +102,8 @@ def test_a_kernel_of_32_bits(shared: Host, flavour: str) -> None:
     shared.xm("create", *words)
     console = shared.ready("old", timeout=120)
     assert type_line(console, "uname -m") == "i686"
-    pae = type_line(console, "grep -c Movable /proc/zoneinfo; dmesg | grep -c 'NX (Execute Disable) protection'")
-    assert pae.split()[-1] == ("0" if flavour == "686" else "1")
+    # Only page tables with PAE have a bit for it.
+    assert type_line(console, "dmesg | grep -c 'NX (Execute Disable) protection: active'") == str(int("pae" in flavour))
     _sleeps_and_wakes(shared, console)
     shared.xm("trigger", "old", "power")
     console.expect(r"Domain old has ended \(poweroff\)")
