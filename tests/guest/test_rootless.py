@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyxen.image import sandbox
 from tests.guest.host import CACHE, Host, fetch, free_port, type_line
 
 USER = 54_321
@@ -91,6 +92,21 @@ def test_a_user_has_domains_and_a_network(users_host: UsersHost) -> None:
     console.close()
     host.xm("shutdown", "-w", "web")
     assert host.domains() == {}
+
+
+@pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")
+def test_a_user_runs_a_kernel_on_the_files_that_the_user_may_read(users_host: UsersHost) -> None:
+    host = users_host
+    boot = sandbox.prepare(None, CACHE / "kernels", lambda step: None)
+    (host.home / "mine").write_text("mine\n")
+    os.chown(host.home / "mine", user(), user())
+    (host.home / "mine").chmod(0o600)
+    script = f"cat {host.home}/mine; echo new >{host.home}/made; echo no >{host.root}/home.other; uname -r"
+    done = host.try_run("xm", "run", "--kernel", str(boot.kernel), "--rw", str(host.home), "--script", script)
+    assert (done.returncode, done.stdout) == (0, f"mine\n{boot.release}\n"), done.stderr
+    made = host.home / "made"
+    assert (made.read_text(), made.stat().st_uid) == ("new\n", user())
+    assert not (host.root / "home.other").exists()
 
 
 def test_a_bridge_is_refused_with_a_way_out(users_host: UsersHost) -> None:
