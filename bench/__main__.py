@@ -14,10 +14,11 @@ import time
 from bench.cases import CASES as HERE
 from bench.clone import clone
 from bench.migrate import migration
+from bench.run import run
 from bench.scheduling import sched
 from bench.testhost import testhost
 
-CASES = {**HERE, "clone": clone, "migration": migration, "sched": sched, "testhost": testhost}
+CASES = {**HERE, "clone": clone, "migration": migration, "run": run, "sched": sched, "testhost": testhost}
 
 
 def main() -> None:
