@@ -13,6 +13,7 @@ import click
 
 from pyxen.agent_api import AgentEvent, Running
 from pyxen.client import Client
+from pyxen.client.agent import Command
 from pyxen.config.model import EngineChoice
 from pyxen.errors import InvalidRequest, PyxenError
 from pyxen.run_api import RunRequest
@@ -66,13 +67,27 @@ def run(client: Client, wishes: Wishes) -> int:
         elif event.running is not None:
             _running(client, event.running, wishes)
 
-    return follow(lambda: client.sandbox(request, told), interactive=True, tty=tty, escape=True)
+    def begin() -> Command:
+        try:
+            return client.sandbox(request, told)
+        finally:
+            _show_for_now("")
+
+    return follow(begin, interactive=True, tty=tty, escape=True)
+
+
+def _show_for_now(text: str) -> None:
+    """On a terminal, in place of what was shown so before."""
+    if os.isatty(2):
+        write_all(2, f"\r\x1b[K{text}".encode())
 
 
 def _running(client: Client, running: Running, wishes: Wishes) -> None:
     if running.gdb is not None:
         words = ["gdb", *([running.symbols] if running.symbols else []), "-ex", f"target remote {running.gdb}"]
         click.echo(f"{running.name} waits for gdb: {shlex.join(words)}", err=True)
+    elif not wishes.verbose:
+        _show_for_now(f"Linux {running.kernel} boots in {running.name} …")
     if wishes.verbose:
         threading.Thread(target=_show_console, args=(client, running.name), name="console", daemon=True).start()
 
