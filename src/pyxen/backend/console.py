@@ -25,6 +25,7 @@ class Console:
         self._write = write
         self._notify = notify
         self._typed = bytearray()
+        self._unread = self._u32[abi.IN_CONS >> 2]
         self._lock = threading.Lock()
 
     @property
@@ -35,6 +36,11 @@ class Console:
     @property
     def full(self) -> bool:
         return not self.room
+
+    @property
+    def heard(self) -> bool:
+        """The guest has read something."""
+        return self._u32[abi.IN_CONS >> 2] != self._unread
 
     def on_event(self) -> None:
         """The guest has printed something, or read something. From any thread."""

@@ -1,7 +1,10 @@
 """``agent.sock``: where xend speaks to the agent in the guest, through a console of its own (backend.channel).
 
-One caller at a time; others wait in the socket. What the guest says while nobody listens is thrown away. Of what a
-caller says before the guest's driver is there the last waits for it: that is its last greeting.
+One caller at a time; others wait in the socket. What the guest says while nobody listens is thrown away.
+
+While a guest starts, or goes on elsewhere, its caller greets again and again, each time with much padding before it, in
+case an earlier one has stopped in the midst of something. A guest takes that slowly, so until it has read a first
+greeting only the last one is kept for it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ class AgentSocket:
         self._lock = threading.Lock()
         self._said = bytearray()
         self._early = b""
+        self._greeted = False
         self._mask = 0
         self._go_on_soon = loop.coalesced(self._go_on)
         self._open = True
@@ -50,14 +54,13 @@ class AgentSocket:
 
     def taken(self) -> None:
         """In a VCPU's thread."""
-        if not self._mask & selectors.EVENT_READ:
+        if self._early or not self._mask & selectors.EVENT_READ:
             self._go_on_soon()
 
     def ready(self, console: Console | None) -> None:
         self._console = console
-        if console is not None and self._early:
-            console.type(self._early)
-            self._early = b""
+        self._greeted = False
+        self._pass_on()
         self._go_on()
 
     def close(self) -> None:
@@ -89,17 +92,26 @@ class AgentSocket:
         """Give the caller what there is for it, and listen to it as long as the guest takes what it says."""
         if self._caller is None or not self._open:
             return
+        self._pass_on()
         with self._lock:
             alive = len(self._said) <= _MOST_SAID and self._give()
             waiting = bool(self._said)
         if not alive:
             self._hang_up()
             return
-        self._watch((selectors.EVENT_READ if self._room() else 0) | (selectors.EVENT_WRITE if waiting else 0))
+        full = self._console is not None and self._console.full
+        self._watch((0 if full else selectors.EVENT_READ) | (selectors.EVENT_WRITE if waiting else 0))
 
-    def _room(self) -> int:
-        """How much the caller may say now."""
-        return _AT_ONCE if self._console is None else self._console.room
+    def _waits(self) -> bool:
+        """The guest has yet to read the first greeting."""
+        return self._console is not None and self._greeted and not self._console.heard
+
+    def _pass_on(self) -> None:
+        """Give the guest what was kept for it, if it is there and listens."""
+        if self._console is not None and self._early and not self._waits():
+            self._console.type(self._early)
+            self._early = b""
+            self._greeted = True
 
     def _give(self) -> bool:
         assert self._caller is not None
@@ -113,22 +125,30 @@ class AgentSocket:
         return True
 
     def _ready(self, mask: int) -> None:
-        if mask & selectors.EVENT_READ:
-            assert self._caller is not None
-            try:
-                data = self._caller.recv(self._room())
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._hang_up()
-                return
-            if self._console is None:
-                self._early = (self._early + data)[-_MOST_EARLY:]
-            else:
-                self._console.type(data)
+        if mask & selectors.EVENT_READ and not self._take():
+            self._hang_up()
+            return
         self._go_on()
+
+    def _take(self) -> bool:
+        """Take something that the caller says; False if it has gone."""
+        assert self._caller is not None
+        self._pass_on()
+        # Once and for all: it may begin to listen at any moment.
+        listener = None if self._console is None or self._early or not self._console.heard else self._console
+        if listener is not None and listener.full:
+            return True
+        try:
+            data = self._caller.recv(_AT_ONCE if listener is None else listener.room)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if listener is not None:
+            listener.type(data)
+        else:
+            self._early = (self._early + data)[-_MOST_EARLY:]
+        return bool(data)
 
     def _hang_up(self) -> None:
         """Be done with the caller; the next one may come."""

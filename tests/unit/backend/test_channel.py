@@ -154,6 +154,21 @@ def test_of_many_greetings_the_guest_hears_the_last_one(lab: Lab) -> None:
     assert heard.endswith(b"greeting 4") and len(heard) <= 4096
 
 
+def test_of_the_greetings_that_a_guest_has_not_read_there_are_two(lab: Lab) -> None:
+    """The first is in its ring when its agent comes; the others would only keep it busy."""
+    lab.connect()
+    caller = lab.call()
+    for number in range(5):
+        caller.sendall((bytes(70_000) if number else b"") + b"greeting %d" % number)
+        for _ in range(5):
+            lab.turn()
+    heard = lab.hear()
+    assert heard.startswith(b"greeting 0") and heard.endswith(b"greeting 4")
+    assert len(heard) <= 10 + 4096
+    caller.sendall(b"and on")
+    assert lab.hear() == b"and on"
+
+
 def test_what_a_caller_left_that_has_gone_is_not_the_next_ones(lab: Lab) -> None:
     first = lab.call()
     first.sendall(b"early")
@@ -180,6 +195,8 @@ def test_what_nobody_listens_to_is_thrown_away(lab: Lab) -> None:
 def test_a_guest_that_does_not_read_stops_its_caller_and_loses_nothing(lab: Lab) -> None:
     lab.connect()
     caller = lab.call()
+    caller.sendall(b"hello")
+    assert lab.hear() == b"hello"
     data = bytes(range(251)) * 4000
     sent = 0
     for _ in range(100):
