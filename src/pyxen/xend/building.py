@@ -49,7 +49,8 @@ async def build(what: str, *words: str) -> AsyncGenerator[api.Progress, None]:
             said = (await complaint).decode(errors="replace").strip().splitlines()
             raise EngineError(f"{what} failed: {said[-1] if said else 'the builder died'}")
     finally:
-        if process.returncode is None:
+        # To send a signal to one that has just ended would take its status from asyncio, which then complains.
+        if not finished and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         complaint.cancel()
