@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,10 +68,10 @@ class Trial:
         pid = self.host.pid
         command = self.host.popen("xm", *words)
         if fault == _XEND:
-            wait_for(lambda: not _state(pid), f"xend dies at {step}")
+            wait_for(lambda: self.host.dead, f"xend dies at {step}")
             self.host.start()
         else:
-            wait_for(lambda: _state(pid) == "T", f"xend stands still at {step}")
+            wait_for(lambda: _stands(pid, command), f"xend stands still at {step}")
             if fault == _DISK:
                 self.host.fill()
             else:
@@ -133,9 +134,7 @@ def test_nothing_is_lost(trial: Trial, operation: str, steps: tuple[str, ...]) -
     assert ask(trial.host, "sha256sum < /tmp/random") == trial.digest
 
 
-def _state(pid: int) -> str:
-    """The process's state, one letter; empty: it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0].replace("Z", "")
-    except OSError:
-        return ""
+def _stands(pid: int, command: subprocess.Popen[str]) -> bool:
+    """Has xend been stopped, before ``command`` ended?"""
+    assert command.poll() is None, command.communicate()
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

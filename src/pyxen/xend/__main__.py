@@ -19,8 +19,8 @@ from pyxen.errors import PyxenError
 from pyxen.paths import Roots, find_roots
 
 NOT_RUNNING = 3
-_START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 15.0
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 60.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
