@@ -24,13 +24,12 @@ def clone() -> list[Row]:
         _seconds(host, "source", cold=True)
         host.xm("snapshot", "create", "source", "base")
         first = _seconds(host, "clone0")
-        booted, cloned = [], []
+        booted, cloned, full = [], [], []
         for number in range(1, min(RUNS, CLONES)):  # turn and turn about
-            booted.append(_seconds(host, f"cold{number}", cold=True))
+            booted.append(_seconds(host, "cold", cold=True))
+            full.append(_pss_mib(host, "cold"))
+            host.xm("destroy", "cold")  # it would go on booting in the background
             cloned.append(_seconds(host, f"clone{number}"))
-        full = [_pss_mib(host, f"cold{number}") for number in range(1, len(booted) + 1)]
-        for number in range(1, len(booted) + 1):
-            host.xm("destroy", f"cold{number}")
         many = [_seconds(host, f"clone{number}") for number in range(len(cloned) + 1, CLONES)]
         template = _template_mib(host)
         shared = sum(_pss_mib(host, f"clone{number}") for number in range(CLONES)) + template
