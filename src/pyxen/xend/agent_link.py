@@ -163,7 +163,11 @@ class Link:
     @classmethod
     async def open(cls, name: str, connection: socket.socket, timeout_s: float | None) -> Link:
         """Greet the agent of domain ``name`` over a connected socket. Raises TimeoutError if none answers in time."""
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except BaseException:
+            connection.close()
+            raise
         link = cls(name, reader, writer)
         try:
             async with asyncio.timeout(timeout_s):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_what_fills_one_is_ended_with_its_domain(tmp_path: Path) -> None:
     folder.mkdir()
     os.mkfifo(f"{marker(folder)}.fifo")  # which nobody opens
     spawn(["/bin/sh", "-c", 'read line < "$0.fifo"', marker(folder)], stderr=tmp_path / "stderr")
-    assert len(find(folder)) == 1
+    while not find(folder):  # it has yet to become the shell
+        time.sleep(0.01)
     QemuEngine(tmp_path).reap(tmp_path)
     assert find(folder) == []

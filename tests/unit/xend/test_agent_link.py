@@ -178,7 +178,7 @@ async def test_a_second_host_hangs_up_on_what_the_first_had_running(
             first,
             "sh",
             "-c",
-            f"trap 'echo hung up >{mark}; exit' HUP; exec 2>/dev/null; echo ready; while :; do sleep 0.05; done",
+            f"trap 'echo hung up >{mark}; exit' HUP; echo ready; exec 2>/dev/null; while :; do sleep 0.05; done",
         )
         assert await waiting.output() == (Stream.OUT, b"ready\n")
         flood = await begin(first, "yes")

@@ -38,6 +38,7 @@ MIGRATE = "migrate "
 """How ``Record.intended`` begins while a domain is being sent; then ID, its fate here (go-on or stay), HOST and PORT.
 As soon as the other side may have it, it begins with GIVEN.
 """
+_LAST_S = 5.0
 _PIPE_BYTES = 1 << 20
 _THAW_S = 20.0
 _START_S = 180
@@ -227,8 +228,11 @@ class Outgoing:
             reached("sending", link.cut)
             await asyncio.wait((sending, loaded), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
-                loaded.result()  # it can't have been loaded yet: raises what the other side says instead
-                raise wire.Broken("the other side said that it has what it was not sent")
+                loaded.result()  # raises what the other side says instead
+                # The answer may be here before the task that has sent the last of it knows that it has.
+                await asyncio.wait((sending,), timeout=_LAST_S)
+                if not sending.done():
+                    raise wire.Broken("the other side said that it has what it was not sent")
             moving = await sending
             reached("sent", link.cut)
             async with asyncio.timeout(wire.ANSWER_S):
