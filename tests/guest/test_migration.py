@@ -51,7 +51,7 @@ def clock_is_right(host: Host) -> bool:
 def test_it_goes_on_here_when_it_is_called_off_or_does_not_fit() -> None:
     with pair() as (one, other):
         start_counting(one, 1)
-        other.xm("create", "-p", "image=tiny", "name=web", "memory=64")
+        other.xm("create", "-p", "image=tiny", "name=web", "memory=128")
         refused = try_migrate(one, other)
         assert f"does not fit on {other.address}" in refused.stderr
         assert "already exists" in refused.stderr
