@@ -125,7 +125,7 @@ def test_it_is_a_domain_and_ctrl_c_ends_it(box: Host) -> None:
     running = begin(box, "--memory", "300", "--script", "echo ready; exec sleep 1000")
     ((name, domain),) = box.domains().items()
     assert re.fullmatch("run-[0-9a-f]{4}", name)
-    assert (domain["memory_mib"], domain["state"][1:]) == (300, "b----")
+    assert (domain["memory_mib"], domain["power_state"]) == (300, "running")
     assert box.xm("exec", name, "--", "uname", "-n") == f"{name}\n"
     running.send_signal(signal.SIGINT)
     assert status(running) == 128 + signal.SIGINT
