@@ -9,7 +9,7 @@ the readers of the JSON schema.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import count
 from typing import Annotated
@@ -243,6 +243,11 @@ def vif_numbers(vifs: Iterable[Vif]) -> list[int]:
     taken = {vif.devid for vif in listed}
     free = (number for number in count() if number not in taken)
     return [next(free) if vif.devid is None else vif.devid for vif in listed]
+
+
+def vif_number(vifs: Sequence[Vif], vif: Vif) -> int:
+    """The number of one of them."""
+    return vif_numbers(vifs)[vifs.index(vif)]
 
 
 def command_line(config: DomainConfig) -> str:

@@ -69,6 +69,9 @@ class ProcessDomain(ABC):
         self._callbacks: list[Callable[[Stopped], None]] = []
         self._unplugged: Callable[[str], None] | None = None
         self._left: list[str] = []
+        self._freeing: set[asyncio.Task[None]] = set()
+        self._history = True
+        """What happened before this xend took it over is being read."""
         self._changed = asyncio.Event()
         self._destroying = False
         self._events = EventLog(directory / "events")
@@ -83,6 +86,7 @@ class ProcessDomain(ABC):
         self._look()
         if self._process is None:
             self._exited()
+        self._history = False
 
     @classmethod
     def adopt(cls, spec: DomainSpec, directory: Path, inotify: Inotify) -> Self | None:
@@ -148,8 +152,7 @@ class ProcessDomain(ABC):
                 f"the monitor of '{self.spec.config.name}' did not answer within {timeout_s:g} s"
             ) from None
         self._check_errors()
-        if not self.alive:
-            raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
+        self._check_alive()
 
     async def settle(self, timeout_s: float | None, *, paused: bool, loading: bool = False) -> None:
         """Wait until it is ready and, unless ``paused``, its guest runs; on an error nothing of it is left.
@@ -161,8 +164,8 @@ class ProcessDomain(ABC):
             while loading and self.alive and not self._events.fate.loaded:
                 self._check_errors()
                 await self._next_change()
-            if loading and not self.alive:
-                raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
+            if loading:
+                self._check_alive()
             if not paused:
                 await self.wait_paused(False)
         except BaseException:
@@ -286,6 +289,17 @@ class ProcessDomain(ABC):
         else:
             asyncio.get_running_loop().call_soon(self._unplugged, device)
 
+    def _free_soon(self, device: str) -> None:
+        """Have ``_free`` do its work in the background."""
+        task = asyncio.create_task(self._free(device))
+        self._freeing.add(task)
+        task.add_done_callback(self._freeing.discard)
+
+    async def _free(self, device: str) -> None:
+        """Free what a device that has left stood on, and say that it ``_has_left``."""
+        self._forget_forwards(device)
+        self._has_left(device)
+
     def _forget_forwards(self, device: str) -> None:
         """The ports of a network interface that has left lead nowhere any more."""
         for number, vif in zip(vif_numbers(self.spec.config.vif), self.spec.config.vif, strict=True):
@@ -373,6 +387,8 @@ class ProcessDomain(ABC):
         )
 
     def close(self) -> None:
+        for task in self._freeing:
+            task.cancel()
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
@@ -384,6 +400,10 @@ class ProcessDomain(ABC):
     def _memory_mib(self) -> int | None:
         size = self._events.fate.memory_bytes
         return None if size is None else round(size / 2**20)
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise EngineError(self._words() or f"the monitor of '{self.spec.config.name}' ended without a word")
 
     def _check_errors(self) -> None:
         if self._events.fate.errors:

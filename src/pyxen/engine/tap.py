@@ -90,19 +90,11 @@ def _bring_up(name: str) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(name.encode(), flags | _IFF_UP))
 
 
-def limit_rate(name: str, rate: int | None) -> str | None:
-    """Let the guest send at most ``rate`` bytes a second (None: as it likes), as Xen does.
-
-    Returns why not where that can't be done.
+def limit_rate(name: str, rate: int) -> str | None:
+    """Let the guest send at most ``rate`` bytes a second, as Xen does; returns why not where that can't be done.
 
     What a guest sends comes *in* on its tap, where nothing can be held back: what is too much is dropped.
     """
-    tc = shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if tc is None:
-        return "tc is not installed (apt-get install iproute2)"
-    subprocess.run([tc, "qdisc", "del", "dev", name, "ingress"], capture_output=True, timeout=10, check=False)
-    if rate is None:
-        return None
     # A frame may have 64 KiB, since guests leave it to the card to cut up what they send.
     police = ["rate", f"{rate}bps", "burst", f"{max(rate // 10, _LARGEST_FRAME)}b", "mtu", "64kb", "drop"]
     everything = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
@@ -110,8 +102,24 @@ def limit_rate(name: str, rate: int | None) -> str | None:
         ["qdisc", "add", "dev", name, "ingress"],
         ["filter", "add", "dev", name, "parent", "ffff:", *everything, "police", *police, "flowid", ":1"],
     ):
-        done = subprocess.run([tc, *words], capture_output=True, text=True, timeout=10, check=False)
-        if done.returncode:
-            reason = (done.stderr.splitlines() or [f"tc ended with {done.returncode}"])[0]
-            return reason.removeprefix("Error: ").rstrip(".")
+        if (problem := _tc(words)) is not None:
+            return problem
+    return None
+
+
+def change_rate(name: str, rate: int | None) -> str | None:
+    """The same, of a tap that may have a rate already; None: the guest sends as much as it likes."""
+    _tc(["qdisc", "del", "dev", name, "ingress"])  # which is there only with a rate
+    return None if rate is None else limit_rate(name, rate)
+
+
+def _tc(words: list[str]) -> str | None:
+    """Have tc do something; returns why not if it doesn't."""
+    tc = shutil.which("tc", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if tc is None:
+        return "tc is not installed (apt-get install iproute2)"
+    done = subprocess.run([tc, *words], capture_output=True, text=True, timeout=10, check=False)
+    if done.returncode:
+        reason = (done.stderr.splitlines() or [f"tc ended with {done.returncode}"])[0]
+        return reason.removeprefix("Error: ").rstrip(".")
     return None

@@ -16,7 +16,7 @@ import msgspec
 
 from pyxen import __version__
 from pyxen.api import EngineInfo, Trigger
-from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, Vif, vif_device, vif_numbers
+from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, Vif, vif_device, vif_number, vif_numbers
 from pyxen.engine import cgroup, plugs
 from pyxen.engine.contract import DomainSpec, Limits, Moving, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
@@ -60,14 +60,6 @@ _MOST_VCPUS = 64
 
 class XenDomain(ProcessDomain):
     """Speaks to its hypervisor process over ``control.sock``, one connection for each order."""
-
-    def __init__(
-        self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
-    ) -> None:
-        self._freeing: set[asyncio.Task[None]] = set()
-        self._history = True
-        super().__init__(spec, directory, pid, inotify, info)
-        self._history = False
 
     async def pause(self) -> None:
         await self._order("pause", "pause")
@@ -201,7 +193,7 @@ class XenDomain(ProcessDomain):
         if isinstance(device, Disk):
             await plugs.add_disk(self._execute, device, self.directory, spec.uid)
         else:
-            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            number = vif_number(spec.config.vif, device)
             await plugs.add_vif(self._execute, number, spec, device, self.directory, self.info)
             save_info(self.directory, self.info)
         self.spec = spec
@@ -217,7 +209,7 @@ class XenDomain(ProcessDomain):
         if isinstance(device, Disk):
             await self._order("limit a disk of", "limit-disk", device=device.vdev, rate=device.rate, iops=device.iops)
         else:
-            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            number = vif_number(spec.config.vif, device)
             await self._order("limit a network interface of", "limit-vif", number=number, rate=device.rate)
         self.spec = spec
 
@@ -264,25 +256,17 @@ class XenDomain(ProcessDomain):
                 if vdev not in self.info.late and (disk := self._disk(vdev)) is not None:
                     await plugs.reconnect(self._execute, disk, 0, self.directory)
 
-    def close(self) -> None:
-        for task in self._freeing:
-            task.cancel()
-        super().close()
-
     def _look(self) -> None:
         super()._look()
         for device in self._events.fate.unplugged:
             # Nor what could not be plugged in, and was taken away again.
             if not self._history and device in self._wanted():
-                task = asyncio.create_task(self._free(device))
-                self._freeing.add(task)
-                task.add_done_callback(self._freeing.discard)
+                self._free_soon(device)
         self._events.fate.unplugged.clear()
 
     async def _free(self, device: str) -> None:
         await plugs.free(device, self._disk(device), self.directory)
-        self._forget_forwards(device)
-        self._has_left(device)
+        await super()._free(device)
 
     def _wanted(self) -> list[str]:
         """The ids of the devices that the spec has."""

@@ -234,10 +234,11 @@ class Devices:
     ) -> None:
         """Hold ``device`` to what ``limited`` makes of a description; ``config`` is that of the next lives."""
         before = record.config
+        if live is not None:
+            self._refuse_stopped(record, live, "limit a device of")
         await self._records.change(record, config=config)
         if live is not None:
             try:
-                self._refuse_stopped(record, live, "limit a device of")
                 wanted, changed = limited(live.spec.config)
                 spec = _with_config(live.spec, wanted)
                 await live.process.limit(changed, spec)

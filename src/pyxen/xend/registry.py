@@ -138,14 +138,13 @@ def _running_state(record: Record, live: Live, statistics: Statistics) -> tuple[
     return PowerState.RUNNING, "-b----" if statistics.blocked else "r-----"
 
 
-def used_vcpus(record: Record, process: RunningDomain, statistics: Statistics | None = None) -> list[api.Vcpu]:
+def used_vcpus(record: Record, process: RunningDomain, statistics: Statistics) -> list[api.Vcpu]:
     """A running domain's VCPUs: online are those that its guest uses, though the monitor may have more."""
-    vcpus = (statistics or process.statistics()).vcpus
     if not process.vcpus_stay:
-        return vcpus
+        return statistics.vcpus
     return [
         vcpu if vcpu.number < record.config.vcpus else msgspec.structs.replace(vcpu, online=False, state="--p")
-        for vcpu in vcpus
+        for vcpu in statistics.vcpus
     ]
 
 

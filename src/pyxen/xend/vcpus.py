@@ -13,7 +13,7 @@ from pyxen import agent_api, api
 from pyxen.engine.contract import RunningDomain
 from pyxen.errors import EngineError, InvalidRequest, Unsupported
 from pyxen.xend import host
-from pyxen.xend.agent import Agents, ended
+from pyxen.xend.agent import Agents
 from pyxen.xend.life import Life
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, halted_vcpus, used_vcpus
@@ -45,7 +45,7 @@ class Vcpus:
             return api.VcpuList(domid=0, name="Domain-0", vcpus=host.dom0_vcpus())
         record = self._life.registry.find(ref)
         live = self._life.registry.live.get(record.uuid)
-        vcpus = used_vcpus(record, live.process) if live else halted_vcpus(record)
+        vcpus = used_vcpus(record, live.process, live.process.statistics()) if live else halted_vcpus(record)
         vcpus = self._scheduling.with_affinities(record, vcpus)
         return api.VcpuList(domid=record.domid, name=record.name, vcpus=vcpus)
 
@@ -79,12 +79,8 @@ class Vcpus:
         name = live.spec.config.name
         try:
             async with asyncio.timeout(_OBEY_S):
-                command = await self._agents.begin(
-                    live.spec.uuid, agent_api.ExecRequest(["sh", "-c", _USE, "sh", str(count)])
-                )
-                said = b""
-                while (piece := await command.output()) is not None:
-                    said = (said + piece[1])[-500:]
+                request = agent_api.ExecRequest(["sh", "-c", _USE, "sh", str(count)])
+                status, said = await self._agents.run(live, request)
         except Unsupported as error:
             raise Unsupported(
                 f"QEMU can't take a VCPU away from '{name}' without KVM, and its guest can't be asked to leave it "
@@ -93,7 +89,6 @@ class Vcpus:
             ) from error
         except TimeoutError:
             raise EngineError(f"the guest of '{name}' has not changed its VCPUs within {_OBEY_S:g} s") from None
-        if status := ended(command).status:
-            words = said.decode(errors="replace").strip().splitlines()
-            why = words[-1] if words else f"status {status}"
+        if status:
+            why = said.splitlines()[-1] if said else f"status {status}"
             raise EngineError(f"the guest of '{name}' can't change its VCPUs: {why}")

@@ -13,6 +13,7 @@ from pyxen.api import CreateRequest, DumpRequest, Trigger
 from pyxen.config.model import Action
 from pyxen.engine.fake import FakeDomain
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, Unsupported
+from pyxen.xend.registry import Live
 from tests.unit.xend.conftest import Xend, describe
 from tests.unit.xend.test_life import create, gone, running_as, until
 
@@ -40,15 +41,11 @@ class _Guest:
 
     def __init__(self, status: int = 0) -> None:
         self.orders: list[str] = []
-        self.wait_status = status << 8
-        self._said = [(2, b"sh: write error: Device or resource busy\n")] if status else []
+        self._answer = status, "sh: write error: Device or resource busy" if status else ""
 
-    async def begin(self, _ref: str, request: ExecRequest) -> _Guest:
+    async def run(self, _live: Live, request: ExecRequest) -> tuple[int, str]:
         self.orders.append(request.argv[-1])
-        return self
-
-    async def output(self) -> tuple[int, bytes] | None:
-        return self._said.pop() if self._said else None
+        return self._answer
 
 
 async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +53,7 @@ async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monk
     xend = await boot()
     await create(xend, vcpus=1, maxvcpus=4)
     guest = _Guest()
-    monkeypatch.setattr(xend.domains.agent, "begin", guest.begin)
+    monkeypatch.setattr(xend.domains.agent, "run", guest.run)
 
     async def there(count: int) -> None:
         await until(lambda: sum(vcpu.online for vcpu in xend.process("web").statistics().vcpus) == count)
@@ -74,7 +71,7 @@ async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monk
     assert guest.orders == ["1", "4"]
     assert xend.domains.get("web").vcpus == 4
     failing = _Guest(status=1)
-    monkeypatch.setattr(xend.domains.agent, "begin", failing.begin)
+    monkeypatch.setattr(xend.domains.agent, "run", failing.run)
     with pytest.raises(EngineError, match="can't change its VCPUs: sh: write error: Device or resource busy"):
         await xend.domains.set_vcpus("web", 2)
     assert xend.domains.get("web").vcpus == 4

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyxen.api import Trigger
-from pyxen.config.model import Disk, DomainType, Vif, vif_device, vif_numbers
+from pyxen.config.model import Disk, DomainType, Vif, vif_device, vif_number, vif_numbers
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
 from pyxen.engine.domain import ProcessDomain, no_drive, save_info
@@ -44,10 +44,7 @@ class QemuDomain(ProcessDomain):
         self._wanted = 0
         """How many this xend has been asked for; 0: none yet."""
         self._replugging: asyncio.Task[None] | None = None
-        self._freeing: set[asyncio.Task[None]] = set()
-        self._history = True
         super().__init__(spec, directory, pid, inotify, info)
-        self._history = False
 
     @property
     def online(self) -> Collection[int]:
@@ -86,7 +83,7 @@ class QemuDomain(ProcessDomain):
             if isinstance(device, Disk):
                 await hotplug.add_disk(monitor, device, spec)
             else:
-                number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+                number = vif_number(spec.config.vif, device)
                 await hotplug.add_card(monitor, number, device, spec, self.info)
                 save_info(self.directory, self.info)
         self.spec = spec
@@ -117,7 +114,7 @@ class QemuDomain(ProcessDomain):
             async with self._session() as monitor:
                 await drives.limit(monitor, device, drive_bus(spec.config, device))
         else:
-            number = vif_numbers(spec.config.vif)[spec.config.vif.index(device)]
+            number = vif_number(spec.config.vif, device)
             await asyncio.to_thread(limit_network, spec, number, device)
         self.spec = spec
 
@@ -344,8 +341,6 @@ class QemuDomain(ProcessDomain):
     def close(self) -> None:
         if self._replugging is not None:
             self._replugging.cancel()
-        for task in self._freeing:
-            task.cancel()
         super().close()
 
     def _look(self) -> None:
@@ -355,9 +350,7 @@ class QemuDomain(ProcessDomain):
             if number != device and number.isdigit():
                 self._plugged.discard(int(number))
             elif not self._history:
-                task = asyncio.create_task(self._free(device))
-                self._freeing.add(task)
-                task.add_done_callback(self._freeing.discard)
+                self._free_soon(device)
         self._events.fate.unplugged.clear()
         missing = set(range(self._wanted)) - self._plugged
         if missing and self.stopped is None and (self._replugging is None or self._replugging.done()):
@@ -368,8 +361,7 @@ class QemuDomain(ProcessDomain):
         with contextlib.suppress(PyxenError):
             async with session(self.directory) as monitor:
                 await hotplug.free(monitor, device)
-        self._forget_forwards(device)
-        self._has_left(device)
+        await super()._free(device)
 
     async def _replug(self) -> None:
         with contextlib.suppress(PyxenError):

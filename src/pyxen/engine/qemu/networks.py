@@ -6,7 +6,7 @@ from pyxen.config.model import DomainConfig, DomainType, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec, StartedInfo, joins_at_once, tap_name
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe, slirp_words
-from pyxen.engine.tap import check_bridging, limit_rate, open_tap
+from pyxen.engine.tap import change_rate, check_bridging, limit_rate, open_tap
 from pyxen.errors import Unsupported
 
 _CARDS = ("e1000", "e1000e", "rtl8139", "pcnet", "virtio", "virtio-net", "netfront")
@@ -67,5 +67,5 @@ def limit_network(spec: DomainSpec, number: int, vif: Vif) -> None:
             f"vif {number} of '{spec.config.name}' is on a user-mode network, where QEMU keeps no rate",
             hint="Vifs on a bridge, and all of the Xen engine's, can be limited.",
         )
-    if (problem := limit_rate(tap_name(spec, number, vif), vif.rate)) is not None:
+    if (problem := change_rate(tap_name(spec, number, vif), vif.rate)) is not None:
         raise Unsupported(f"vif {number} of '{spec.config.name}' can't be limited: {problem}")
