@@ -111,6 +111,7 @@ def test_keys_triggers_and_cores(host: Host) -> None:
     host.ready("web").close()
     host.xm("trigger", "web", "reset")
     wait_for(lambda: host.domains().get("web", {}).get("domid") == 3, "it is back after its reset")
+    host.ready("web").close()
     host.xm("dump-core", "--crash", "web")
     assert host.domains() == {}
     assert len(list((host.root / "state" / "dump").iterdir())) == 2

@@ -6,13 +6,17 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.testhost import run
 
 _CYCLES = int(os.environ.get("PYXEN_SAVE_CYCLES", "1"))
+_LIMIT_S = 900 + 60 * _CYCLES
 
 
+@pytest.mark.timeout(_LIMIT_S + 100)
 def test_a_guest_goes_on_from_where_it_was_saved(files: dict[str, Path]) -> None:
-    done = run(["python", "-m", "tests.testhost.saved", str(_CYCLES)], files=files)
+    done = run(["python", "-m", "tests.testhost.saved", str(_CYCLES)], files=files, timeout_s=_LIMIT_S)
     assert done.status == 0, f"{done.output}\n{done.console}"
     found = json.loads(done.output[done.output.index('{"rounds"') :])
     rounds = found["rounds"]
