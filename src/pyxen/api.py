@@ -386,6 +386,8 @@ class Host(Struct):
     uptime_s: float
     pyxen_version: str
     domains_running: int
+    clones_waiting: int
+    """QEMUs that stand ready to become clones of snapshots; what they take of the host's memory isn't free."""
     accelerator: str
     """What ``accel = auto`` gives on this host: kvm or tcg."""
     kvm_verdict: str

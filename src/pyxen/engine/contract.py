@@ -205,6 +205,14 @@ class RunningDomain(Protocol):
         """The guest stands still because it was asked to; its memory is in order."""
         ...
 
+    async def become(self, spec: DomainSpec, *, paused: bool) -> None:
+        """What was started paused, and has been spoken to by nobody, is this domain from now on; unless ``paused`` it
+        goes on.
+
+        The specs differ in names alone: the domain's and its files', and what its guest is told of that.
+        """
+        ...
+
     async def suspend(self) -> None:
         """Have the guest put its devices in order and stand still; returns when it does.
 

@@ -205,6 +205,11 @@ class ProcessDomain(ABC):
     @abstractmethod
     async def unpause(self) -> None: ...
 
+    async def become(self, spec: DomainSpec, *, paused: bool) -> None:
+        self.spec = spec
+        if not paused:
+            await self.unpause()
+
     async def screendump(self, file: int) -> None:
         raise Unsupported(f"'{self.spec.config.name}' has no screen", hint=f"xm console {self.spec.config.name}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pyxen import snapshot_api
-from pyxen.config.model import Disk, DiskFormat, DomainConfig
+from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType
 from pyxen.engine.contract import Waking
 from pyxen.engine.template import Template
 from pyxen.errors import PyxenError
@@ -23,13 +23,17 @@ from pyxen.xend.prepare import make_mac
 from pyxen.xend.registry import now
 from pyxen.xend.snapshot_files import DESCRIPTION, STATE, VARIABLES, Description, check, discard
 from pyxen.xend.snapshots import Snapshots
+from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Record
+from pyxen.xend.waiting import PREFIX, Waiter, become, start
 from pyxen.xend.waking import waking_of
 
 _SAME = (
     "unless an agent in its guest is told by xend, it goes on with its source's host name and clock, "
     "and with the random numbers that it has ahead"
 )
+_MOST_COPIED = 256 << 20
+"""Bytes on the disks of a clone that is started before anybody wants it."""
 _OFFLINE = "its vifs are not on their bridges before the agent in its guest has given it its own MACs"
 
 
@@ -62,6 +66,70 @@ class Clones:
     async def _start(
         self, folder: Path, description: Description, request: snapshot_api.CloneRequest
     ) -> tuple[Record, list[str]]:
+        waiting = self._snapshots.waiting
+        if request.snapshot is not None and (waiter := await waiting.take(folder)) is not None:
+            record, warnings = await self._take(waiter, folder, description, request)
+        else:
+            record, warnings = await self._start_new(folder, description, request)
+        if request.managed:
+            try:
+                await self._life.records.change(record, managed=True)
+            except PyxenError as error:
+                warnings.append(f"it runs, but is not managed: {error.message}")
+        self._life.tell("domain-cloned", record, source=description.domain)
+        if request.snapshot is not None:
+            waiting.soon(folder, functools.partial(self._make, folder, description))
+        return record, warnings
+
+    async def _make(self, folder: Path, description: Description) -> Waiter | None:
+        """Start one that waits to be a clone; None where none can. Raises PyxenError; then nothing is left of it."""
+        head = await asyncio.to_thread(check, folder, description, head_only=True)
+        template = self._snapshots.templates.find(folder)
+        if template is None or not _may_wait(head) or _size(folder, description) > _MOST_COPIED:
+            return None
+        domid = await self._life.store.take_domid()
+        reached("wait-noted")
+        name = f"{PREFIX}{domid}"
+        files = self._files(folder, description, head.config.image, name)
+        config, warnings = _described(head.config, description, name, dict(_targets(description, files)))
+        waking = _waking(config, _macs(head.config, config))
+        made: list[Path] = []
+        try:
+            await asyncio.to_thread(self._copy, files, made)
+            reached("wait-copied")
+            waiter = await start(self._life, config, domid, made, head, template, waking)
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+        waiter.warnings[:0] = warnings
+        return waiter
+
+    async def _take(
+        self, waiter: Waiter, folder: Path, description: Description, request: snapshot_api.CloneRequest
+    ) -> tuple[Record, list[str]]:
+        """Make a clone of what has waited to be one."""
+        try:
+            self._life.records.check_free(request.name, waiter.spec.uuid)
+        except PyxenError:
+            await self._snapshots.waiting.end(waiter)
+            raise
+        files = self._files(folder, description, waiter.config.image, request.name)
+        moved = dict(zip(waiter.files, (target for _, target, _ in files), strict=True))
+        disks = tuple(
+            msgspec.structs.replace(disk, target=str(moved.get(Path(disk.target), disk.target)))
+            for disk in waiter.config.disk
+        )
+        config = msgspec.structs.replace(waiter.config, name=request.name, disk=disks)
+        record = Record(uuid=waiter.spec.uuid, name=config.name, config=config, created_at=now())
+        waking = _waking(config, waiter.spec.waking.macs if waiter.spec.waking else {})
+        async with self._life.registry.lock(record.uuid):
+            await become(self._life, waiter, record, moved, waking, paused=request.paused)
+        return record, waiter.warnings
+
+    async def _start_new(
+        self, folder: Path, description: Description, request: snapshot_api.CloneRequest
+    ) -> tuple[Record, list[str]]:
         ready = folder in self._snapshots.templates
         head = await asyncio.to_thread(check, folder, description, head_only=ready)
         files = self._files(folder, description, head.config.image, request.name)
@@ -85,12 +153,6 @@ class Clones:
                     with contextlib.suppress(OSError):
                         path.unlink(missing_ok=True)
                 raise
-            if request.managed:
-                try:
-                    await self._life.records.change(record, managed=True)
-                except PyxenError as error:
-                    warnings.append(f"it runs, but is not managed: {error.message}")
-            self._life.tell("domain-cloned", record, source=description.domain)
         return record, warnings
 
     async def _build_shared(self, record: Record, folder: Path, head: saved.Head, *, paused: bool) -> list[str]:
@@ -115,7 +177,7 @@ class Clones:
             paused=paused,
             head=head,
             template=template,
-            waking=_waking(head.config, record.config),
+            waking=_waking(record.config, _macs(head.config, record.config)),
         )
         if template is not None and template.full:
             return await build()
@@ -144,14 +206,27 @@ class Clones:
             made.append(target)
 
 
-def _waking(before: DomainConfig, after: DomainConfig) -> Waking:
-    """What the guest is to be told of the difference."""
+def _may_wait(head: saved.Head) -> bool:
+    """Can a clone be started before its name is known? A TPM's state goes by that, and a screen shows at a port."""
+    config = head.config
+    return head.engine == "qemu" and not (config.type is DomainType.HVM and (config.vnc or config.tpm))
+
+
+def _size(folder: Path, description: Description) -> int:
+    """Bytes that the copies of the disks take."""
+    return sum((folder / disk.vdev).stat().st_blocks * 512 for disk in description.disks)
+
+
+def _macs(before: DomainConfig, after: DomainConfig) -> dict[str, str]:
+    """The new addresses of vifs on bridges, by the old ones."""
     macs = {old.mac: new.mac for old, new in zip(before.vif, after.vif, strict=True) if old.bridge}
-    return waking_of(
-        after.name,
-        named=after.image is not None and "hostname=" not in f"{after.root} {after.extra} {after.cmdline}",
-        macs={old: new for old, new in macs.items() if old and new},
-    )
+    return {old: new for old, new in macs.items() if old and new}
+
+
+def _waking(config: DomainConfig, macs: dict[str, str]) -> Waking:
+    """What the guest is to be told of its new description."""
+    named = config.image is not None and "hostname=" not in f"{config.root} {config.extra} {config.cmdline}"
+    return waking_of(config.name, named=named, macs=macs)
 
 
 def _targets(description: Description, files: list[tuple[Path, Path, str]]) -> list[tuple[str, tuple[str, str]]]:

@@ -160,8 +160,9 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
         listen = listen or settings.listen
         sockets = listeners(roots, listen)
         relocating = relocation(migration, settings.relocation)
+        domains = Domains(life, ring, migration)
         app = make_app(
-            Domains(life, ring, migration),
+            domains,
             version=__version__,
             token=make_token(roots.token) if listen else None,
             log_path=roots.log,
@@ -199,6 +200,7 @@ async def serve(roots: Roots, *, listen: str | None = None, ready: int | None = 
             log.info("xend stopping")
             if relocating is not None:
                 relocating.cancel()
+            await domains.snapshots.waiting.close()
             for live in life.registry.live.values():
                 live.cancel()
                 live.process.close()

@@ -101,6 +101,7 @@ class Domains:
         return host.host_facts(
             engines=[engine.info() for engine in self._life.engines],
             domains_running=len(self._registry.live),
+            clones_waiting=self.snapshots.waiting.count,
             roots=self._life.roots,
         )
 

@@ -160,25 +160,11 @@ class Life:
         try:
             # Named before the first wait: of two creations at once one must lose.
             self.registry.records[record.uuid] = record
-            chosen, warnings = await asyncio.to_thread(self._choose, config, head.engine if head else None)
+            chosen, warnings = await asyncio.to_thread(self.choose, config, head.engine if head else None)
             domid = await self.store.begin_build(record)
             reached("build-noted")
-            prepared = await asyncio.to_thread(
-                prepare,
-                config,
-                roots=self.roots,
-                images=self.images,
-                running=list(self.registry.running_specs()),
-            )
-            generation = (head.generation if head else None) or str(uuids.uuid4())
-            spec = msgspec.structs.replace(
-                prepared.spec, domid=domid, uid=self._uid(domid), generation=generation, waking=waking
-            )
-            if head is not None:
-                spec = msgspec.structs.replace(spec, machine=head.machine, slots=head.slots)
-            spec = msgspec.structs.replace(spec, nodes=await asyncio.to_thread(self._nodes, config))
-            spec = chosen.lay_out(spec)
-            directory = await asyncio.to_thread(self._make_directory, spec)
+            prepared = await self.prepare(config)
+            spec, directory = await self.lay_out(prepared, chosen, domid, head=head, waking=waking)
             reached("build-laid-out")
             process = await chosen.start(
                 spec,
@@ -193,20 +179,47 @@ class Life:
             record.config = config
             warnings += await self.place(record, process)
             intended = await accept(process) if accept is not None else None
-            record.phase, record.origin, record.engine = Phase.RUNNING, None, chosen.name
-            record.started_at, record.intended = now(), intended
-            await self.store.save(record, lasting=record.managed or intended is not None)
-            reached("build-kept")
+            await self.keep(record, chosen.name, intended)
         except BaseException as error:
             record.config = before
             # Half of it would be worse than none: a second cancellation waits.
-            await to_the_end(self._undo(record, prepared, process, error))
+            await to_the_end(self.undo(record, prepared, process, error))
             raise
-        self._hold(record, spec, process)
+        self.hold(record, spec, process)
         self.tell("domain-started", record, paused=paused, engine=chosen.name)
         return [*warnings, *prepared.warnings, *process.info.warnings]
 
-    def _choose(self, config: DomainConfig, name: str | None) -> tuple[Engine, list[str]]:
+    async def prepare(self, config: DomainConfig) -> Prepared:
+        """What a description comes to beside the domains that run now. Raises PyxenError; then nothing is left."""
+        running = list(self.registry.running_specs())
+        return await asyncio.to_thread(prepare, config, roots=self.roots, images=self.images, running=running)
+
+    async def lay_out(
+        self, prepared: Prepared, chosen: Engine, domid: int, *, head: Head | None, waking: Waking | None
+    ) -> tuple[DomainSpec, Path]:
+        """The domain of this id, with nothing left open, and its folder. Raises PyxenError."""
+        config = prepared.spec.config
+        spec = msgspec.structs.replace(
+            prepared.spec,
+            domid=domid,
+            uid=self._uid(domid),
+            generation=(head.generation if head else None) or str(uuids.uuid4()),
+            waking=waking,
+            nodes=await asyncio.to_thread(self._nodes, config),
+        )
+        if head is not None:
+            spec = msgspec.structs.replace(spec, machine=head.machine, slots=head.slots)
+        spec = chosen.lay_out(spec)
+        return spec, await asyncio.to_thread(self._make_directory, spec)
+
+    async def keep(self, record: Record, engine: str, intended: str | None) -> None:
+        """Write that a domain runs."""
+        record.phase, record.origin, record.engine = Phase.RUNNING, None, engine
+        record.started_at, record.intended = now(), intended
+        await self.store.save(record, lasting=record.managed or intended is not None)
+        reached("build-kept")
+
+    def choose(self, config: DomainConfig, name: str | None) -> tuple[Engine, list[str]]:
         """The engine for a domain, where ``name`` names none, and its warnings.
 
         May take a second, once a boot: it tries what KVM can do.
@@ -281,9 +294,10 @@ class Life:
         """Write the folder's domain.json, all at once. Raises PyxenError."""
         write_file(self.directory(spec.domid) / "domain.json", [msgspec.json.encode(spec)], mode=0o600)
 
-    async def _undo(
+    async def undo(
         self, record: Record, prepared: Prepared | None, process: RunningDomain | None, error: BaseException
     ) -> None:
+        """Leave nothing of a domain that could not be started."""
         if process is not None:
             await process.destroy()
             process.close()
@@ -305,7 +319,7 @@ class Life:
             engine.reap(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
-    def _hold(self, record: Record, spec: DomainSpec, process: RunningDomain) -> Live:
+    def hold(self, record: Record, spec: DomainSpec, process: RunningDomain) -> Live:
         """Keep a running domain's handle, and act when it stops."""
         console = Console(self.directory(spec.domid), self.inotify)
         live = Live(spec, process, console, accelerator=process.info.accelerator)
@@ -317,7 +331,7 @@ class Life:
 
     def adopt(self, record: Record, spec: DomainSpec, process: RunningDomain) -> None:
         """Hold a domain that an earlier xend started."""
-        self._hold(record, spec, process)
+        self.hold(record, spec, process)
         self.tell("domain-adopted", record)
         self.spawn(self._place_again(record, process))
 

@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The host runs short when less than this is available."""
     balloon_high_mib: Annotated[int, Meta(ge=16, le=16 * 1024 * 1024)] = 1024
     """There is enough again when more than this is."""
+    clones_waiting: Annotated[int, Meta(ge=0, le=16)] = 1
+    """Keep so many QEMUs ready to become the next clones of each snapshot that has been cloned in the last ten
+    minutes, while there is memory for them; 0: none."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
 

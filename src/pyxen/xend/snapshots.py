@@ -45,6 +45,7 @@ from pyxen.xend.snapshot_files import (
 from pyxen.xend.steps import reached
 from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.templates import Templates
+from pyxen.xend.waiting import Waiting
 
 SNAPSHOT, REVERT = "snapshot", "revert"
 """The first word of ``Record.intended``; after it the guest's fate (go-on or stay), or the snapshot's name."""
@@ -57,7 +58,8 @@ class Snapshots:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._records = life.records
-        self.templates = Templates()
+        self.waiting = Waiting(life)
+        self.templates = Templates(lambda folder: life.spawn(self.waiting.drop(folder)))
 
     def listed(self, ref: str | None = None) -> snapshot_api.SnapshotList:
         """All, or a domain's, the oldest first. Blocking. Raises NotFound for a domain that neither is nor has any."""
@@ -83,6 +85,7 @@ class Snapshots:
         folder, description = await asyncio.to_thread(self.find, ref, name)
         async with self._life.registry.lock(description.uuid):
             self.templates.drop(folder)
+            await self.waiting.drop(folder)
             await asyncio.to_thread(discard, folder)
         self._life.events.publish("snapshot-removed", name=description.domain, uuid=description.uuid, snapshot=name)
 

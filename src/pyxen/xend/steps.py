@@ -22,6 +22,10 @@ BUILD = ("build-noted", "build-laid-out", "build-started", "build-kept")
 SAVE = ("save-noted", "save-frozen", "save-written", "save-named", "save-ended")
 CHECKPOINT = (*SAVE[:-1], "save-gone-on")
 SNAPSHOT = ("snapshot-noted", "snapshot-frozen", "snapshot-written", "snapshot-copied", "snapshot-named")
+WAIT = ("wait-noted", "wait-copied", "wait-started")
+"""Of what waits to become a clone, before anybody wants it."""
+CLONE = ("clone-noted", "clone-named", "clone-woken", "build-kept")
+"""Of one that has waited."""
 REVERT = ("revert-noted", "revert-copied", "revert-down", "revert-placed", *BUILD)
 
 

@@ -138,8 +138,9 @@ class Store:
 
         await self._run(write)
 
-    async def begin_build(self, record: Record, *, also: tuple[Record, ...] = ()) -> int:
-        """Give ``record`` a new domain id and write it as building, in one transaction; the id.
+    async def begin_build(self, record: Record, *, domid: int | None = None, also: tuple[Record, ...] = ()) -> int:
+        """Give ``record`` a domain id, a new one or that of ``take_domid``, and write it as building, in one
+        transaction; the id.
 
         A power cut may undo that for a domain that isn't managed, and would end it anyway.
         """
@@ -148,11 +149,18 @@ class Store:
         def write() -> int:
             with self._written(lasting=bool(also) or record.managed):
                 self._db.executemany(_UPSERT, others)
-                domid = int(self._meta("next_domid") or 1)
-                self._set_meta("next_domid", str(domid + 1))
-                record.domid, record.phase = domid, Phase.BUILDING
+                record.domid, record.phase = domid or self._next_domid(), Phase.BUILDING
                 self._db.execute(_UPSERT, _row(record))
-            return domid
+            return record.domid
+
+        return await self._run(write)
+
+    async def take_domid(self) -> int:
+        """A domain id that no domain has, or will be given."""
+
+        def write() -> int:
+            with self._written(lasting=False):
+                return self._next_domid()
 
         return await self._run(write)
 
@@ -224,6 +232,11 @@ class Store:
             database.close()
             raise
         self._database = database
+
+    def _next_domid(self) -> int:
+        domid = int(self._meta("next_domid") or 1)
+        self._set_meta("next_domid", str(domid + 1))
+        return domid
 
     def _meta(self, key: str) -> str | None:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

@@ -7,6 +7,7 @@ while; clones that run keep the pages that they share.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from pyxen.engine.template import Template
@@ -18,12 +19,18 @@ _IDLE_S = 600.0
 class Templates:
     """By their snapshots' folders. Used on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_drop: Callable[[Path], None]) -> None:
+        """``on_drop`` is called with the folder of each that is let go of."""
+        self._on_drop = on_drop
         self._kept: dict[Path, Template] = {}
         self._timers: dict[Path, asyncio.TimerHandle] = {}
 
     def __contains__(self, folder: Path) -> bool:
         return folder in self._kept
+
+    def find(self, folder: Path) -> Template | None:
+        """The full one of a snapshot, if there is one."""
+        return self._kept.get(folder)
 
     def get(self, folder: Path, mib: int) -> Template:
         """The one of a snapshot, or a new one that is to be filled. Raises ResourceExhausted."""
@@ -46,3 +53,4 @@ class Templates:
         for each in [each for each in self._kept if folder in (each, each.parent)]:
             self._kept.pop(each).close()
             self._timers.pop(each).cancel()
+            self._on_drop(each)

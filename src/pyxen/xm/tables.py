@@ -147,6 +147,7 @@ def info(host: Host) -> Iterator[str]:
         "sharing_used_memory": host.sharing_used_mib,
         "sharing": "on" if host.sharing else "off",
         "domains_running": host.domains_running,
+        "clones_waiting": host.clones_waiting,
         "accelerator": host.accelerator,
         "kvm": host.kvm_verdict,
     }

@@ -40,6 +40,8 @@ class Xend:
         return process
 
     async def die(self) -> None:
+        for waiter in self.domains.snapshots.waiting.abandon():
+            waiter.process.close()
         for live in self.life.registry.live.values():
             live.cancel()
             live.process.close()
@@ -52,6 +54,7 @@ class Xend:
         for record in list(self.life.registry.records.values()):
             if record.domid is not None:
                 await self.domains.destroy(record.uuid)
+        await self.domains.snapshots.waiting.close()
         await self.life.settle()
         await self.die()
 
@@ -77,7 +80,7 @@ async def start_xend(roots: Roots, **settings: float) -> Xend:
     inotify = Inotify()
     life = Life(
         roots=roots,
-        settings=Settings(**settings),  # type: ignore[arg-type]
+        settings=Settings(**{"clones_waiting": 0, **settings}),  # type: ignore[arg-type]
         store=store,
         events=Events(first=1),
         engines=[FakeEngine(roots.state, inotify)],

@@ -322,7 +322,7 @@ async def test_a_xend_killed_while_reverting_goes_on_with_it(
     uuid = xend.domains.get("web").uuid
     with monkeypatch.context() as patch:
         stop_at(patch, owner, name)
-        for cleaning in ((Life, "retire"), (Life, "_undo"), (type(xend.life.store), "save")):
+        for cleaning in ((Life, "retire"), (Life, "undo"), (type(xend.life.store), "save")):
             if cleaning[1] != "save":
                 stop_at(patch, *cleaning)
         change = xend.life.records.change

@@ -58,6 +58,7 @@ HOST = api.Host(
     uptime_s=93784.0,
     pyxen_version="0.1.0",
     domains_running=1,
+    clones_waiting=2,
     accelerator="tcg",
     kvm_verdict="no /dev/kvm",
     engines=[api.EngineInfo("qemu", True, "it is there", "7.2"), api.EngineInfo("xen", False, "not yet")],

@@ -34,6 +34,8 @@ _RAM = "pc.ram"  # MachineClass.default_ram_id, of pc and q35
 VCPU_ID = "cpu"
 """What a VCPU's number follows in the id of its device."""
 CONSOLE_ID = "console0"
+EVENTS_INPUT = "events.in"
+"""The FIFO by which the monitor that writes the events is spoken to."""
 
 
 _ENLIGHTENMENTS = (

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pyxen.api import Trigger
 from pyxen.config.model import Disk, DomainType, Vif, vif_device, vif_number, vif_numbers
 from pyxen.engine import cgroup
@@ -17,7 +19,7 @@ from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import end_all
 from pyxen.engine.qemu import copying, drives, hotplug
-from pyxen.engine.qemu.argv import CONSOLE_ID, VCPU_ID, vcpu_device
+from pyxen.engine.qemu.argv import CONSOLE_ID, EVENTS_INPUT, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.networks import limit_network
 from pyxen.engine.qemu.qmp import Session, execute, session
 from pyxen.engine.qemu.slots import drive_bus, has_virtio_console
@@ -138,6 +140,17 @@ class QemuDomain(ProcessDomain):
     async def unpause(self) -> None:
         await self._order("unpause", "cont")
         await self.wait_paused(False)
+
+    async def become(self, spec: DomainSpec, *, paused: bool) -> None:
+        self.spec = spec
+        if paused:
+            return
+        # By the monitor that is always open: a connection would take longer than the order. What QEMU has to say
+        # against it comes by the events, too.
+        command = msgspec.json.encode({"execute": "cont", "id": "cont"})
+        self._write(EVENTS_INPUT, command, "wake")
+        await self.wait_paused(False)
+        self._check_alive()
 
     async def suspend(self) -> None:
         raise Unsupported(
@@ -391,14 +404,17 @@ class QemuDomain(ProcessDomain):
                 raise
 
     def _type(self, data: bytes) -> None:
+        self._write("console.in", data, "type into")
+
+    def _write(self, fifo: str, data: bytes, what: str) -> None:
         try:
-            fd = os.open(self.directory / "console.in", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.directory / fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fd, data)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise EngineError(f"cannot type into '{self.spec.config.name}': {error.strerror}") from error
+            raise EngineError(f"cannot {what} '{self.spec.config.name}': {error.strerror}") from error
 
     async def _order(self, what: str, command: str, arguments: Mapping[str, object] | None = None) -> None:
         """A command that only makes sense while the guest lives."""

@@ -24,7 +24,7 @@ from pyxen.engine.layers import open_drives
 from pyxen.engine.probe import DEVICE
 from pyxen.engine.process import spawn
 from pyxen.engine.qemu import qmp
-from pyxen.engine.qemu.argv import QBOOT, Facts, balloons, build
+from pyxen.engine.qemu.argv import EVENTS_INPUT, QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.shares import open_share
@@ -37,7 +37,7 @@ from pyxen.errors import EngineError, Unsupported
 _OVMF_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 _OVMF_SECURE_CODE = ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd")
 _ENV = "/usr/bin/env"
-_OWNED = ("console.log", "console.in", "events", "events.in", "stderr")
+_OWNED = ("console.log", "console.in", "events", EVENTS_INPUT, "stderr")
 
 
 def find_binary() -> str:
@@ -190,7 +190,7 @@ def _give_commands(directory: Path, commands: list[dict[str, object]]) -> int:
 
     Returns a descriptor that must be open until QEMU has opened the FIFO: what is in it goes with its last opener.
     """
-    fifo = directory / "events.in"
+    fifo = directory / EVENTS_INPUT
     os.mkfifo(fifo, 0o600)
     fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(fd, b"".join(map(msgspec.json.encode, commands)))

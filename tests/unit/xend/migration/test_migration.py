@@ -294,6 +294,6 @@ def _no_tidying(monkeypatch: pytest.MonkeyPatch, victim: Side, dead: asyncio.Eve
 
 def test_every_step_has_a_name_of_its_own() -> None:
     migrating = (*steps.OUTGOING, *steps.COPYING, *steps.INCOMING, *steps.MADE)
-    named = {*migrating, *steps.SAVE, *steps.CHECKPOINT, *steps.SNAPSHOT, *steps.REVERT}
+    named = {*migrating, *steps.SAVE, *steps.CHECKPOINT, *steps.SNAPSHOT, *steps.REVERT, *steps.WAIT, *steps.CLONE}
     sources = "".join(path.read_text() for path in Path(steps.__file__).parent.rglob("*.py"))
     assert sorted(re.findall(r'reached\("([a-z-]+)"', sources)) == sorted(named)
