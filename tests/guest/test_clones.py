@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pyxen.xend.steps import CLONE, WAIT
 from tests.guest.host import Host, type_line, wait_for
 from tests.guest.test_network import HOST, BridgedHost, bridged
 
@@ -24,6 +25,11 @@ def folder(host: Host, name: str) -> Path:
 def told(host: Host, name: str) -> None:
     """Wait until the guest has been told who it is."""
     wait_for(lambda: not json.loads((folder(host, name) / "domain.json").read_text()).get("waking"), f"{name} is told")
+
+
+def waits(host: Host) -> None:
+    """Wait until something waits for the next clone."""
+    wait_for(lambda: json.loads(host.xm("info", "--format", "json"))["clones_waiting"], "one waits")
 
 
 def run(host: Host, name: str, command: str) -> str:
@@ -59,6 +65,7 @@ def test_two_clones_are_two_machines(source: Host) -> None:
     for name in ("one", "two"):
         source.xm("clone", "-q", "-s", "base", "web", name)
         told(source, name)
+        waits(source)  # "two" is what has waited
         seen.append(run(source, name, look).split()[:3])
     assert [name for name, _, _ in seen] == ["one", "two"]
     assert len({machine for _, machine, _ in seen} | {run(source, "web", "cat /etc/machine-id")}) == 3
@@ -67,11 +74,14 @@ def test_two_clones_are_two_machines(source: Host) -> None:
 
 
 def test_one_that_is_paused_knows_the_time_when_it_runs(source: Host) -> None:
-    source.xm("clone", "-q", "-p", "-s", "base", "web", "one")
+    for name in ("one", "two"):
+        source.xm("clone", "-q", "-p", "-s", "base", "web", name)
+        waits(source)
     time.sleep(3)
-    source.xm("unpause", "one")
-    told(source, "one")
-    assert abs(int(run(source, "one", "date +%s")) - time.time()) < 2
+    for name in ("one", "two"):
+        source.xm("unpause", name)
+        told(source, name)
+        assert abs(int(run(source, name, "date +%s")) - time.time()) < 2
 
 
 def test_clones_on_a_bridge_have_addresses_of_their_own(bridged: BridgedHost) -> None:
@@ -80,6 +90,9 @@ def test_clones_on_a_bridge_have_addresses_of_their_own(bridged: BridgedHost) ->
     type_line(console, "ip address add 10.77.0.2/24 dev eth0")
     console.close()
     bridged.xm("snapshot", "create", "web", "base")
+    bridged.xm("clone", "-q", "-s", "base", "web", "first")
+    waits(bridged)
+    bridged.xm("destroy", "first")
     bridged.xm("clone", "-q", "-s", "base", "web", "one")
     number = bridged.domains()["one"]["domid"]
     told(bridged, "one")
@@ -116,3 +129,30 @@ def test_an_hvm_guest_gets_another_generation_id(host: Host) -> None:
     ids.append(qmp(host, "web", "query-vm-generation-id")["guid"])
     assert len(set(ids)) == 4
     assert run(host, "one", "echo still there") == "still there"
+
+
+@pytest.mark.timeout(600)
+def test_a_xend_that_dies_leaves_nothing_that_waits(host: Host) -> None:
+    disk = host.root / "data.img"
+    disk.write_bytes(b"before" + bytes(1 << 20))
+    host.xm("create", "image=tiny", "name=web", "memory=128", f"disk=file:{disk},xvda,w")
+    host.ready("web").close()
+    host.xm("snapshot", "create", "web", "base")
+    folders, disks = host.root / "run" / "domains", host.root / "state" / "disks"
+    for step in (*WAIT, *CLONE[:-1]):
+        host.start_with({"PYXEN_FAULT": f"{step}:kill"})
+        host.xm("clone", "-q", "-s", "base", "web", "one")
+        if step in CLONE:
+            waits(host)
+            assert host.try_run("xm", "clone", "-q", "-s", "base", "web", "two").returncode == 1
+        wait_for(lambda: host.dead, f"xend dies at {step}")
+        host.start()
+        found = host.domains()
+        assert sorted(found) == ["one", "web"], step
+        assert sorted(int(path.name) for path in folders.iterdir()) == sorted(each["domid"] for each in found.values())
+        assert [path.name for path in disks.iterdir()] == ["one-xvda.img"], step
+        monitors = {pid for pid, line in host.processes().items() if "qemu-system" in line.split(" ")[0]}
+        assert monitors == {each["pid"] for each in found.values()}, step
+        assert run(host, "one", "head -c 6 /dev/vda") == "before"
+        host.xm("destroy", "one")
+        (disks / "one-xvda.img").unlink()
