@@ -19,6 +19,8 @@ from typing import Any
 
 import pexpect
 
+from tests.guest import forked
+
 BIN = Path(sys.executable).parent
 PROMPT = r"[\w-]+:~# "
 CACHE = Path(os.environ.get("PYXEN_TEST_CACHE", Path(__file__).resolve().parents[2] / "build" / "guest-cache"))
@@ -73,8 +75,10 @@ class Host:
         return done.stdout
 
     def try_run(self, *words: str, timeout: float = 120, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        argv = self.argv(*words)
         return subprocess.run(
-            self.argv(*words),
+            argv,
+            preexec_fn=forked.program(argv, self.environ),
             env=self.environ,
             cwd=self.root,
             input=stdin if stdin is not None else "",
@@ -88,8 +92,10 @@ class Host:
         return self.run("xm", *words, check=check, timeout=timeout)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
+        argv = self.argv(*words)
         return subprocess.Popen(
-            self.argv(*words),
+            argv,
+            preexec_fn=forked.program(argv, self.environ),
             env=self.environ,
             cwd=self.root,
             stdin=subprocess.DEVNULL,
@@ -105,10 +111,11 @@ class Host:
 
     def console(self, name: str, timeout: float = 60) -> pexpect.spawn[str]:
         """``xm console`` on a terminal of its own."""
-        program, *words = self.argv("xm", "console", name)
+        argv = self.argv("xm", "console", name)
         return pexpect.spawn(
-            program,
-            words,
+            argv[0],
+            argv[1:],
+            preexec_fn=forked.program(argv, self.environ),
             env=self.environ,
             encoding="utf-8",
             codec_errors="replace",

@@ -84,7 +84,7 @@ class Trial:
 
     def _kill_monitors(self) -> None:
         for pid, line in self.host.processes().items():
-            if "qemu-system" in line.split(" ")[0]:
+            if "qemu-system" in line.split(" ")[0] or "/monitor " in line:
                 os.kill(pid, signal.SIGKILL)
 
     def _settle(self) -> None:

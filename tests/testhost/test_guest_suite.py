@@ -12,7 +12,9 @@ from tests.testhost import run
 
 _CHOSEN = "login or coredump or managed or rename_restart or maxmem"
 """Each of them takes most of a minute there."""
-_LIMIT_S = 1800
+_CYCLES = os.environ.get("PYXEN_CYCLES", "2")
+_LIMIT_S = 1800 + 60 * int(_CYCLES)
+_FAULTS_IN = ["save", "checkpoint", "restore", "snapshot", "revert"] if "PYXEN_FAULTS" in os.environ else ["save"]
 
 
 def image_files() -> dict[str, Path]:
@@ -57,8 +59,19 @@ def test_lives_are_the_same() -> None:
 @pytest.mark.parametrize("which", ["to_and_fro", "called_off", "killed_xend"])
 def test_migration_is_the_same(which: str) -> None:
     """There and back, with a disk; called off; and with a xend that dies when it is not certain who has the domain."""
-    cycles, faults = os.environ.get("PYXEN_CYCLES", "2"), os.environ.get("PYXEN_FAULTS", "given")
-    check(which, "test_migration", PYXEN_CYCLES=cycles, PYXEN_FAULTS=faults)
+    check(which, "test_migration", PYXEN_CYCLES=_CYCLES, PYXEN_FAULTS=os.environ.get("PYXEN_FAULTS", "given"))
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+def test_saving_is_the_same() -> None:
+    check("goes_on", "test_saving", PYXEN_CYCLES=_CYCLES)
+
+
+@pytest.mark.timeout(_LIMIT_S + 100)
+@pytest.mark.parametrize("operation", _FAULTS_IN)
+def test_nothing_is_lost_either(operation: str) -> None:
+    """When xend or the domain's process is killed, or the disk is full, at any step."""
+    check(f"nothing_is_lost and {operation}", "test_faults")
 
 
 @pytest.mark.timeout(_LIMIT_S + 100)

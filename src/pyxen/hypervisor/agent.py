@@ -125,6 +125,8 @@ class AgentSocket:
         return True
 
     def _ready(self, mask: int) -> None:
+        if self._caller is None:  # it was hung up on after the selector had seen it
+            return
         if mask & selectors.EVENT_READ and not self._take():
             self._hang_up()
             return
