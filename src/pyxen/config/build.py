@@ -25,9 +25,8 @@ from pyxen.config.words import shown, unknown
 from pyxen.config.xmfile import MAX_FILE, Parsed, Setting, parse, parse_value
 from pyxen.errors import ConfigError
 
-_LISTS = frozenset(
-    key.name for key in KEYS.values() if key.kind in (Kind.DISKS, Kind.VIFS, Kind.SHARES, Kind.WORDS, Kind.CPUS)
-)
+_LIST_KINDS = (Kind.DISKS, Kind.VIFS, Kind.SHARES, Kind.PCIS, Kind.USBS, Kind.WORDS, Kind.CPUS)
+_LISTS = frozenset(key.name for key in KEYS.values() if key.kind in _LIST_KINDS)
 _NUMBERS = frozenset(key.name for key in KEYS.values() if key.kind in (Kind.NUMBER, Kind.MIB))
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

@@ -15,6 +15,8 @@ from pyxen.config.model import (
     DomainConfig,
     DomainType,
     Firmware,
+    UsbDevice,
+    UsbType,
     Vif,
     command_line,
 )
@@ -40,7 +42,13 @@ _HVM_ONLY = (
     "serial",
     "usbdevice",
     "localtime",
+    "usb",
 )
+_USB_PARTS = {
+    UsbType.HOST: ("hostbus", "hostaddr", "vendor", "product"),
+    UsbType.REDIR: ("peer",),
+    UsbType.DISK: ("target", "format", "readonly"),
+}
 
 
 def check(config: DomainConfig) -> list[str]:
@@ -54,6 +62,7 @@ def check(config: DomainConfig) -> list[str]:
     _once("p9", "The tag {} is already defined", (share.tag for share in config.p9))
     for share in config.p9:
         _absolute(f"p9 {share.tag}", share.path, key="p9")
+    _host_devices(config)
     _address("vnclisten", config.vnclisten)
     warnings = (_boot_warnings, _cpu_warnings, _type_warnings, _disk_warnings, _net_warnings)
     return list(chain.from_iterable(each(config) for each in warnings))
@@ -168,6 +177,42 @@ def _vif(vif: Vif) -> None:
             key="vif",
             hint="leave out bridge=: forwards lead into a user-mode network",
         )
+
+
+def _host_devices(config: DomainConfig) -> None:
+    for key, there in (("pci", config.pci), ("usbdev", config.usbdev)):
+        if there and config.type is not DomainType.HVM:
+            raise ConfigError(
+                f"{key}: a pvh domain has neither PCI devices of the host nor USB",
+                key=key,
+                hint='type = "hvm" has them, on QEMU',
+            )
+    _once("pci", "The PCI device {} is already given", (device.address for device in config.pci))
+    _once("pci", "The slot {} is already taken", (f"{device.vslot:x}" for device in config.pci if device.vslot))
+    _once(
+        "usbdev", "The devid {} is already defined", (str(usb.devid) for usb in config.usbdev if usb.devid is not None)
+    )
+    targets = [disk.target for disk in config.disk if disk.target] + [usb.target for usb in config.usbdev if usb.target]
+    _once("usbdev", "The file {} is already used", targets)
+    for usb in config.usbdev:
+        _usb(usb)
+
+
+def _usb(usb: UsbDevice) -> None:
+    usual = UsbDevice(type=usb.type)
+    for kind, parts in _USB_PARTS.items():
+        odd = [part for part in parts if getattr(usb, part) != getattr(usual, part)]
+        if kind is not usb.type and odd:
+            raise ConfigError(f"usbdev: {odd[0]} means nothing for one of type {usb.type}", key="usbdev")
+    said = tuple(part for part in _USB_PARTS[UsbType.HOST] if getattr(usb, part) is not None)
+    if usb.type is UsbType.HOST and said not in (("hostbus", "hostaddr"), ("vendor", "product")):
+        raise ConfigError(
+            "usbdev: a device of the host is named by hostbus and hostaddr, or by vendor and product", key="usbdev"
+        )
+    if usb.type is UsbType.REDIR and usb.peer is None:
+        raise ConfigError("usbdev: redir needs HOST:PORT or unix:PATH", key="usbdev")
+    if usb.type is UsbType.DISK:
+        _absolute("usbdev", usb.target or "", key="usbdev")
 
 
 def _boot_warnings(config: DomainConfig) -> Iterator[str]:

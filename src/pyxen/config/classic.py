@@ -47,8 +47,8 @@ _WITHOUT_EFFECT = {
     ),
     "clocks": "tsc_mode rtc_timeoffset vpt_align timer_mode",
     "other devices": (
-        "vif2 nics vtpm channel rdm rdm_mem_boundary usbctrl usbdev usb usbversion pci pci_permissive"
-        " pci_msitranslate pci_seize pci_power_mgmt gfx_passthru dtdev device_tree ioports iomem irq irqs vdispl vsnd"
+        "vif2 nics vtpm channel rdm rdm_mem_boundary usbctrl usbversion pci_permissive pci_msitranslate"
+        " pci_seize pci_power_mgmt gfx_passthru dtdev device_tree ioports iomem irq irqs vdispl vsnd"
         " vkb vkb_device virtio vscsi vusb pvcalls soundhw vendor_device fda fdb cdrom parallel monitor monitor_path"
     ),
     "screens": (
@@ -69,7 +69,10 @@ WITHOUT_EFFECT: dict[str, str] = {key: about for about, keys in _WITHOUT_EFFECT.
 
 REASONS: dict[str, str] = {
     "bootloader": "set `kernel` and `ramdisk`, or `image`",
-    "pci": "PCI devices are not passed through",
+    "pci_permissive": "VFIO checks what a guest writes to a device's configuration, and can't be told not to",
+    "pci_msitranslate": "VFIO delivers INTx itself",
+    "pci_seize": "write it with the device: '0000:03:00.0,seize=1'",
+    "usbctrl": "`usb` is one controller, for USB 1 to 3, with 15 ports",
     "vncpasswd": "who reaches VNC's port may use it; keep `vnclisten` on 127.0.0.1",
     "device_model": "QEMU is found by xend itself",
     "loader": "the firmware is chosen by `firmware`",
@@ -81,7 +84,7 @@ REASONS: dict[str, str] = {
 }
 """Why a key has no effect, or what to write instead, where that helps."""
 
-_ON_BY_NATURE = frozenset(("pae", "acpi", "apic", "nx", "hap", "oos", "vncunused", "usb"))
+_ON_BY_NATURE = frozenset(("pae", "acpi", "apic", "nx", "hap", "oos", "vncunused"))
 _NOTHING = frozenset(("", "0", "none", "no", "default", "Pool-0", "ignore"))
 
 

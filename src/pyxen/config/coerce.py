@@ -11,8 +11,10 @@ from pyxen.config.cpulist import ALL
 from pyxen.config.disk import parse_disk
 from pyxen.config.fold import Value
 from pyxen.config.keys import Key, Kind
+from pyxen.config.pci import parse_pci
 from pyxen.config.share import parse_share
 from pyxen.config.sizes import parse_mib
+from pyxen.config.usb import parse_usb
 from pyxen.config.vif import parse_vif
 from pyxen.config.words import Warn, absolute, nearest, shown
 from pyxen.errors import ConfigError
@@ -157,6 +159,16 @@ def _shares(key: Key, value: Value, context: Context) -> list[object]:
     return [parse_share(text, base=context.base) for text in texts]
 
 
+def _pcis(key: Key, value: Value, context: Context) -> list[object]:
+    texts = [] if value == "" else _list(key, value)
+    return [parse_pci(text) for text in texts]
+
+
+def _usbs(key: Key, value: Value, context: Context) -> list[object]:
+    texts = [] if value == "" else _list(key, value)
+    return [parse_usb(text, base=context.base) for text in texts]
+
+
 _READERS: dict[Kind, Callable[[Key, Value, Context], object]] = {
     Kind.TEXT: _text,
     Kind.WORD: _word,
@@ -168,5 +180,7 @@ _READERS: dict[Kind, Callable[[Key, Value, Context], object]] = {
     Kind.DISKS: _disks,
     Kind.VIFS: _vifs,
     Kind.SHARES: _shares,
+    Kind.PCIS: _pcis,
+    Kind.USBS: _usbs,
     Kind.CPUS: _cpus,
 }

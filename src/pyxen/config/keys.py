@@ -24,6 +24,8 @@ class Kind(Enum):
     DISKS = "disks"
     VIFS = "vifs"
     SHARES = "shares"
+    PCIS = "pcis"
+    USBS = "usbs"
     CPUS = "cpus"
     """Lists of the host's CPUs: one for all VCPUs, or one for each."""
 
@@ -239,6 +241,30 @@ _TABLE = (
         'p9 = ["tag=src,path=/srv/src,readonly=1"]',
     ),
     Key(
+        "pci",
+        DEVICES,
+        Kind.PCIS,
+        "a list of the host's PCI devices such as ['0000:03:00.0']",
+        "PCI devices of the host that an hvm domain has to itself, one string each; see *Devices of the host* below.",
+        'pci = ["0000:03:00.0"]',
+    ),
+    Key(
+        "usb",
+        DEVICES,
+        Kind.FLAG,
+        "0 or 1",
+        "A USB controller for an hvm domain, into which devices can be plugged later; `usbdev` brings it along.",
+        "usb = 1",
+    ),
+    Key(
+        "usbdev",
+        DEVICES,
+        Kind.USBS,
+        "a list of USB devices such as ['host:046d:c077'] or ['disk:/srv/stick.img']",
+        "USB devices of an hvm domain, one string each; see *Devices of the host* below.",
+        'usbdev = ["host:046d:c077"]',
+    ),
+    Key(
         "gdb",
         DEVICES,
         Kind.FLAG,
@@ -396,8 +422,21 @@ PARTS: dict[str, str] = {
     "p9.tag": "1 to 31 letters, digits or any of _ . -",
     "p9.path": "a path without commas and line breaks",
     "p9.readonly": "true or false",
+    "pci.address": "a PCI device's address such as 0000:03:00.0",
+    "pci.vslot": "a slot from 1 to 31",
+    "pci.seize": "true or false",
+    "usbdev.type": "one of host, redir, disk",
+    "usbdev.hostbus": "a bus from 1 to 255",
+    "usbdev.hostaddr": "an address from 1 to 127",
+    "usbdev.vendor": "four hexadecimal digits",
+    "usbdev.product": "four hexadecimal digits",
+    "usbdev.peer": "HOST:PORT or unix:PATH",
+    "usbdev.target": "a path",
+    "usbdev.format": "one of raw, qcow2, auto",
+    "usbdev.readonly": "true or false",
+    "usbdev.devid": "a number from 0 to 14",
 }
-"""What the parts of ``disk``, ``vif`` and ``p9`` must be, by their path in the model."""
+"""What the parts of ``disk``, ``vif`` and their like must be, by their path in the model."""
 
 
 def expected(path: str) -> str | None:

@@ -26,6 +26,9 @@ VDEV_PATTERN = r"^(xvd|sd|hd|vd)[a-z]{1,2}[0-9]{0,3}$(?!\n)"
 CPUS_PATTERN = r"^[a-z0-9:,^-]+$(?!\n)"
 BOOT_PATTERN = r"^[acdn]{0,4}$(?!\n)"
 MAC_PATTERN = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$(?!\n)"
+PCI_PATTERN = r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$(?!\n)"
+USB_ID_PATTERN = r"^[0-9a-f]{4}$(?!\n)"
+PEER_PATTERN = r"^(unix:/[^\x00,]{1,107}|[A-Za-z0-9_.-]{1,253}:[0-9]{1,5}|\[[0-9A-Fa-f:.]{2,45}\]:[0-9]{1,5})$(?!\n)"
 
 POOL_0 = "Pool-0"
 """The CPU pool that there is anyway."""
@@ -39,7 +42,7 @@ CpuLists = Annotated[tuple[CpuList, ...], Meta(max_length=512)]
 CpuWeight = Annotated[int, Meta(ge=1, le=65535)]
 IoWeight = Annotated[int, Meta(ge=1, le=10000)]
 CpuCap = Annotated[int, Meta(ge=0, le=51200, description="in percent of one CPU, 0: none")]
-UsbDevice = Annotated[str, Meta(pattern=r"^(tablet|mouse|keyboard)$(?!\n)")]
+EmulatedUsb = Annotated[str, Meta(pattern=r"^(tablet|mouse|keyboard)$(?!\n)")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -143,6 +146,45 @@ class Share(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     readonly: bool = False
 
 
+class PciDevice(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A PCI device of the host that the guest has to itself, by VFIO."""
+
+    address: Annotated[str, Meta(pattern=PCI_PATTERN, description="domain:bus:slot.function, such as 0000:03:00.0")]
+    vslot: Annotated[int, Meta(ge=1, le=31, description="its slot on the guest's bus")] | None = None
+    """None: a free one."""
+    seize: bool = False
+    """Take it from its driver if it hasn't been made assignable before."""
+
+
+class UsbType(StrEnum):
+    """What is behind a USB device of a guest: a device of the host, a connection by usbredir, or a disk's image."""
+
+    HOST = "host"
+    REDIR = "redir"
+    DISK = "disk"
+
+
+class UsbDevice(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A USB device that the guest has on its controller. What of it means something depends on its type."""
+
+    type: UsbType
+    hostbus: Annotated[int, Meta(ge=1, le=255)] | None = None
+    hostaddr: Annotated[int, Meta(ge=1, le=127)] | None = None
+    """Where a host's device is plugged in now; it has another address each time."""
+    vendor: Annotated[str, Meta(pattern=USB_ID_PATTERN)] | None = None
+    product: Annotated[str, Meta(pattern=USB_ID_PATTERN)] | None = None
+    """What it is, in four hexadecimal digits each: the first such device that nobody else has."""
+    peer: Annotated[str, Meta(pattern=PEER_PATTERN)] | None = None
+    """Who speaks usbredir: ``HOST:PORT`` or ``unix:PATH``."""
+    target: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")] | None = None
+    """The image of a disk."""
+    format: DiskFormat = DiskFormat.AUTO
+    readonly: bool = False
+    """The guest can't write to the disk."""
+    devid: Annotated[int, Meta(ge=0, le=14, description="its number among the domain's USB devices")] | None = None
+    """None: the lowest that no other has."""
+
+
 class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Everything a user may say of a domain."""
 
@@ -192,6 +234,10 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     vif: Annotated[tuple[Vif, ...], Meta(max_length=32)] = ()
 
     p9: Annotated[tuple[Share, ...], Meta(max_length=16)] = ()
+    pci: Annotated[tuple[PciDevice, ...], Meta(max_length=30)] = ()
+    usb: bool = False
+    """Have a USB controller, also while nothing is plugged into it."""
+    usbdev: Annotated[tuple[UsbDevice, ...], Meta(max_length=15)] = ()
     gdb: bool = False
     """Have a socket in the domain's folder that gdb can connect to, where the engine can."""
 
@@ -214,7 +260,7 @@ class DomainConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """None: the first free one."""
     vga: Annotated[str, Meta(pattern=r"^(stdvga|cirrus|qxl|none)$(?!\n)")] = "stdvga"
     serial: Annotated[str, Meta(pattern=r"^(pty|none)$(?!\n)")] = "pty"
-    usbdevice: Annotated[tuple[UsbDevice, ...], Meta(max_length=8)] = ()
+    usbdevice: Annotated[tuple[EmulatedUsb, ...], Meta(max_length=8)] = ()
     localtime: bool = False
 
     boot_timeout: Annotated[int, Meta(ge=0, le=86400, description="in seconds, 0: never")] = 60
@@ -239,10 +285,39 @@ def device_vif(device: str) -> int | None:
 
 def vif_numbers(vifs: Iterable[Vif]) -> list[int]:
     """The number of each interface, by which the guest and ``xm network-detach`` know it: ``devid``, or a free one."""
-    listed = list(vifs)
-    taken = {vif.devid for vif in listed}
-    free = (number for number in count() if number not in taken)
-    return [next(free) if vif.devid is None else vif.devid for vif in listed]
+    return _numbers([vif.devid for vif in vifs])
+
+
+def usb_numbers(devices: Iterable[UsbDevice]) -> list[int]:
+    """The same of USB devices, for ``xm usb-detach``."""
+    return _numbers([device.devid for device in devices])
+
+
+def _numbers(given: list[int | None]) -> list[int]:
+    free = (number for number in count() if number not in given)
+    return [next(free) if each is None else each for each in given]
+
+
+def pci_device(address: str) -> str:
+    """The id of a host's PCI device in a guest's machine."""
+    return f"pci-{address.replace(':', '-')}"
+
+
+def device_pci(device: str) -> str | None:
+    """The address of the host's PCI device with this id; None: it is something else's."""
+    address = device.removeprefix("pci-")
+    return address.replace("-", ":") if address != device else None
+
+
+def usb_device(number: int) -> str:
+    """The id of a USB device in a guest's machine."""
+    return f"usb{number}"
+
+
+def device_usb(device: str) -> int | None:
+    """The number of the USB device with this id; None: it is something else's."""
+    number = device.removeprefix("usb")
+    return int(number) if number != device and number.isdecimal() else None
 
 
 def vif_number(vifs: Sequence[Vif], vif: Vif) -> int:

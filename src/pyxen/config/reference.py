@@ -86,13 +86,33 @@ which the file system has to support). Elsewhere it is xend's user.
 """
 
 
+_HOST_DEVICES = """\
+## Devices of the host
+
+Each entry of `pci` is one text: `0000:03:00.0`, `03:00.0@05` (in the guest's slot 5), `03:00.0,seize=1` (taken from its
+driver, where `xm pci-assignable-add` hasn't done so). Of Xen's options `permissive`, `msitranslate`, `power_mgmt` and
+`rdm_policy` may be there as long as they ask for nothing: VFIO has no such choice.
+
+Each entry of `usbdev` is one text:
+
+| form | what the guest gets |
+| --- | --- |
+| `hostbus=1,hostaddr=3`, `host:1.3` | the host's device at this place; it has another address whenever it is plugged in |
+| `host:046d:c077` | the first of the host's devices of this vendor and product that no domain has |
+| `redir=HOST:PORT`, `redir=unix:PATH` | a device elsewhere, by usbredir |
+| `disk:/srv/stick.img` | an image as a USB stick; `readonly=1` and `format=qcow2` come before it |
+
+`devid=N` is its number for `xm usb-detach`. Only hvm domains, which QEMU runs, have either; see [HVM](../hvm.md).
+"""
+
+
 def reference_markdown() -> str:
     """The page, in Markdown."""
     parts = [_INTRODUCTION]
     for group in dict.fromkeys(key.group for key in KEYS.values()):
         rows = (_row(key) for key in KEYS.values() if key.group == group)
         parts.append(f"## {group}\n\n" + _table(("key", "meaning", "default", "example"), rows))
-    parts += [_FORMS, _SHARES]
+    parts += [_FORMS, _SHARES, _HOST_DEVICES]
     aliases = ((f"`{key}`", meaning) for key, meaning in ALIASES.items())
     parts.append("## Other names\n\nUnderstood, and turned into:\n\n" + _table(("key", "instead"), aliases))
     parts.append("## Keys without effect\n\nFiles with these keys load; a warning says so.\n\n" + _idle())

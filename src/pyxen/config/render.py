@@ -7,7 +7,7 @@ from enum import Enum
 import msgspec
 
 from pyxen.config.keys import KEYS, Kind
-from pyxen.config.model import Disk, DiskType, DomainConfig, Share, Vif
+from pyxen.config.model import Disk, DiskFormat, DiskType, DomainConfig, PciDevice, Share, UsbDevice, UsbType, Vif
 
 
 def render(config: DomainConfig) -> str:
@@ -24,6 +24,10 @@ def render(config: DomainConfig) -> str:
             value = tuple(render_vif(vif) for vif in value)
         elif key.kind is Kind.SHARES:
             value = tuple(render_share(share) for share in value)
+        elif key.kind is Kind.PCIS:
+            value = tuple(render_pci(device) for device in value)
+        elif key.kind is Kind.USBS:
+            value = tuple(render_usb(device) for device in value)
         lines.append(f"{name} = {literal(value)}\n")
     return "".join(lines)
 
@@ -61,6 +65,33 @@ def render_vif(vif: Vif) -> str:
 def render_share(share: Share) -> str:
     """The folder as xl writes it: ``tag=src,path=/srv/src``."""
     return f"tag={share.tag},path={share.path}" + (",readonly=1" if share.readonly else "")
+
+
+def render_pci(device: PciDevice) -> str:
+    """The device as xm writes it: ``0000:03:00.0@05``, with options after a comma."""
+    slot = "" if device.vslot is None else f"@{device.vslot:02x}"
+    return f"{device.address}{slot}" + (",seize=1" if device.seize else "")
+
+
+def render_usb(device: UsbDevice) -> str:
+    """The device as ``usbdev`` has it: ``hostbus=1,hostaddr=3``, ``host:046d:c077``, ``disk:/srv/stick.img``."""
+    parts: list[str] = []
+    if device.type is UsbType.DISK:
+        if device.format is not DiskFormat.AUTO:
+            parts.append(f"format={device.format}")
+        if device.readonly:
+            parts.append("readonly=1")
+    elif device.type is UsbType.REDIR:
+        parts.append(f"redir={device.peer}")
+    elif device.vendor is not None:
+        parts.append(f"host:{device.vendor}:{device.product}")
+    else:
+        parts.append(f"hostbus={device.hostbus},hostaddr={device.hostaddr}")
+    if device.devid is not None:
+        parts.append(f"devid={device.devid}")
+    if device.type is UsbType.DISK:
+        parts.append(f"disk:{device.target}")  # the last: it may hold commas
+    return ",".join(parts)
 
 
 def literal(value: object) -> str:

@@ -220,6 +220,21 @@ def _profile(key: str, setting: Setting, settings: Settings, warn: Warn) -> None
         settings["disk"] = disks._replace(value=[*listed, f",{_DRIVERS}:cdrom,r"])
 
 
+def _usbdevice(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
+    """xm's ``usbdevice`` also named devices of the host: ``host:1.3``, ``host:046d:c077``."""
+    words = [setting.value] if isinstance(setting.value, str) else setting.value
+    if not isinstance(words, list | tuple):
+        return
+    moved = [word for word in words if isinstance(word, str) and word.strip().lower().startswith(("host:", "disk:"))]
+    if not moved:
+        return
+    settings[key] = setting._replace(value=[word for word in words if word not in moved])
+    there = settings.get("usbdev", setting._replace(value=[]))
+    listed = [there.value] if isinstance(there.value, str) and there.value else there.value or []
+    if isinstance(listed, list | tuple):
+        settings["usbdev"] = there._replace(value=[*listed, *moved])
+
+
 def _secure_boot(key: str, setting: Setting, settings: Settings, warn: Warn) -> None:
     if _flag(key, setting):
         settings.setdefault("firmware", setting._replace(value="uefi"))
@@ -256,4 +271,5 @@ _STEPS: dict[str, Callable[[str, Setting, Settings, Warn], None]] = {
     "vnclisten": _vnclisten,
     "vfb": _vfb,
     "kernel": _kernel,
+    "usbdevice": _usbdevice,
 }

@@ -156,7 +156,9 @@ def test_xm_s_network_keys_become_the_kernel_s() -> None:
         ("disk = 3", "disk must be a list of disks", 'disk = ["file:'),
         ("disk = ['/a']", "disk '/a': the device's name in the guest is missing", "write 'file:"),
         ("vif = ['x']", "vif 'x': 'x' should be a pair", "mac="),
-        ("usbdevice = ['host:1.2']", "usbdevice must be one or a list of tablet, mouse, keyboard", "usbdevice"),
+        ("usbdevice = ['wacom']", "usbdevice must be one or a list of tablet, mouse, keyboard", "usbdevice"),
+        ("usbdevice = ['host:1.2']", "usbdev: a pvh domain has neither PCI devices of the host nor USB", "hvm"),
+        ("pci = ['03:00.0']", "pci: a pvh domain has neither PCI devices of the host nor USB", "hvm"),
         ("name = None", None, None),
         ("name = ['x']", "name must be 1 to 64 letters", "name = "),
         ("name = 'a b'", "name must be 1 to 64 letters, digits or any of _ . : + - and may not start with", None),
@@ -195,10 +197,11 @@ def test_unknown_keys_are_reported_with_the_nearest() -> None:
 
 
 def test_keys_without_effect_are_reported_only_where_they_ask_for_something() -> None:
-    text = "image = 'tiny'\nacpi = 1\nsdl = 0\npool = 'Pool-0'\nhap = 0\npci = ['01:00.0']\nvnuma = [1]"
+    text = "image = 'tiny'\nacpi = 1\nsdl = 0\npool = 'Pool-0'\nhap = 0\npci_permissive = 1\nvnuma = [1]"
     assert warnings(text) == [
         "web.cfg:5: `hap` has no effect in pyxen",
-        "web.cfg:6: `pci` has no effect in pyxen (PCI devices are not passed through)",
+        "web.cfg:6: `pci_permissive` has no effect in pyxen (VFIO checks what a guest writes to a "
+        "device's configuration, and can't be told not to)",
         "web.cfg:7: `vnuma` has no effect in pyxen",
     ]
 

@@ -12,7 +12,7 @@ import pytest
 from pyxen.config.build import load_text
 from pyxen.config.decode import decode
 from pyxen.config.keys import GENERAL, KEYS, PARTS, expected, reference_markdown
-from pyxen.config.model import Disk, DomainConfig, Forward, Share, Vif
+from pyxen.config.model import Disk, DomainConfig, Forward, PciDevice, Share, UsbDevice, Vif
 from pyxen.config.schema import schema
 from pyxen.errors import ConfigError
 
@@ -89,6 +89,8 @@ PLAIN: dict[str, Any] = {
         }
     ],
     "p9": [{"tag": "src", "path": "/srv"}],
+    "pci": [{"address": "0000:03:00.0"}],
+    "usbdev": [{"type": "host", "vendor": "046d", "product": "c077", "peer": "a:1"}],
 }
 
 
@@ -123,6 +125,8 @@ def test_the_table_and_the_model_agree() -> None:
     parts |= {f"vif.{field}" for field in Vif.__struct_fields__}
     parts |= {f"vif.forward.{field}" for field in Forward.__struct_fields__}
     parts |= {f"p9.{field}" for field in Share.__struct_fields__}
+    parts |= {f"pci.{field}" for field in PciDevice.__struct_fields__}
+    parts |= {f"usbdev.{field}" for field in UsbDevice.__struct_fields__}
     assert set(PARTS) == parts
     assert expected("nonsense") is None
 

@@ -29,12 +29,17 @@ from pyxen.config.model import (
     EngineChoice,
     Firmware,
     Forward,
+    PciDevice,
     Share,
+    UsbDevice,
+    UsbType,
     Vif,
     encode,
 )
-from pyxen.config.render import render, render_disk, render_vif
+from pyxen.config.pci import parse_pci
+from pyxen.config.render import render, render_disk, render_pci, render_usb, render_vif
 from pyxen.config.sizes import parse_mib, parse_rate
+from pyxen.config.usb import parse_usb
 from pyxen.config.vif import parse_vif
 from pyxen.errors import ConfigError
 from tests.unit.config import fuzz
@@ -78,6 +83,27 @@ SHARE = st.builds(
     PATH.map(lambda path: path.replace(",", "")),
     st.booleans(),
 )
+PCI = st.builds(
+    PciDevice,
+    st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", fullmatch=True),
+    st.none() | st.integers(1, 31),
+    st.booleans(),
+)
+DEVID = st.none() | st.integers(0, 14)
+USB_ID = st.from_regex(r"[0-9a-f]{4}", fullmatch=True)
+USB = (
+    st.builds(UsbDevice, st.just(UsbType.HOST), hostbus=st.integers(1, 255), hostaddr=st.integers(1, 127), devid=DEVID)
+    | st.builds(UsbDevice, st.just(UsbType.HOST), vendor=USB_ID, product=USB_ID, devid=DEVID)
+    | st.builds(UsbDevice, st.just(UsbType.REDIR), peer=st.sampled_from(("a:1", "[::1]:7", "unix:/r")), devid=DEVID)
+    | st.builds(
+        UsbDevice,
+        st.just(UsbType.DISK),
+        target=PATH.map("/u".__add__),
+        format=st.sampled_from(DiskFormat),
+        readonly=st.booleans(),
+        devid=DEVID,
+    )
+)
 CPUS = st.lists(st.from_regex(r"(\^?(all|(nodes?:)?[0-9]{1,4}),)*\^?[0-9]{1,4}", fullmatch=True), max_size=3).map(tuple)
 ACTION = st.sampled_from(Action)
 CONFIG = st.builds(
@@ -109,6 +135,9 @@ CONFIG = st.builds(
     disk=st.lists(DISK, max_size=3, unique_by=(lambda d: d.vdev, lambda d: d.target)).map(tuple),
     vif=st.lists(VIF, max_size=2).map(tuple),
     p9=st.lists(SHARE, max_size=2, unique_by=lambda share: share.tag).map(tuple),
+    pci=st.lists(PCI, max_size=2).map(tuple),
+    usb=st.booleans(),
+    usbdev=st.lists(USB, max_size=2).map(tuple),
     gdb=st.booleans(),
     on_poweroff=ACTION,
     on_reboot=ACTION,
@@ -126,7 +155,7 @@ CONFIG = st.builds(
     usbdevice=st.lists(st.sampled_from(("tablet", "mouse", "keyboard")), max_size=3).map(tuple),
     localtime=st.booleans(),
     boot_timeout=st.integers(0, 86400),
-)
+).map(lambda config: msgspec.structs.replace(config, pci=(), usbdev=()) if config.type == "pvh" else config)
 
 
 def sound(config: DomainConfig) -> bool:
@@ -155,6 +184,18 @@ def test_disks_read_back(disk: Disk) -> None:
 @given(VIF)
 def test_vifs_read_back(vif: Vif) -> None:
     assert parse_vif(render_vif(vif)) == vif
+
+
+@many
+@given(PCI)
+def test_pci_devices_read_back(device: PciDevice) -> None:
+    assert parse_pci(render_pci(device)) == device
+
+
+@many
+@given(USB)
+def test_usb_devices_read_back(device: UsbDevice) -> None:
+    assert parse_usb(render_usb(device)) == device
 
 
 @many
