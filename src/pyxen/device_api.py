@@ -1,4 +1,4 @@
-"""What goes over HTTP about a domain's disks and network interfaces; see :mod:`pyxen.api`."""
+"""What goes over HTTP about the devices of domains, and those of the host that they may have; see :mod:`pyxen.api`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from pyxen.api import HostPath
-from pyxen.config.model import Disk, Vif
+from pyxen.config.model import Disk, PciDevice, UsbDevice, Vif
 
 
 class DiskDevice(Struct):
@@ -25,13 +25,6 @@ class VifDevice(Struct):
     number: int
     state: str
     vif: Vif
-
-
-class DeviceList(Struct):
-    domid: int | None
-    name: str
-    disks: list[DiskDevice]
-    vifs: list[VifDevice]
 
 
 class AttachDiskRequest(Struct, forbid_unknown_fields=True):
@@ -83,3 +76,100 @@ class DetachVifRequest(Struct, forbid_unknown_fields=True):
     """Its number, or its MAC."""
     force: bool = False
     """As in DetachDiskRequest."""
+
+
+class PciAttached(Struct):
+    """A PCI device of the host that a domain has."""
+
+    slot: int | None
+    """On the guest's bus; None: the domain doesn't run."""
+    state: str
+    device: PciDevice
+
+
+class UsbAttached(Struct):
+    """A USB device of a domain. ``number`` is what ``detach-usb`` knows it by."""
+
+    number: int
+    state: str
+    device: UsbDevice
+
+
+class DeviceList(Struct):
+    """All devices that come and go."""
+
+    domid: int | None
+    name: str
+    disks: list[DiskDevice]
+    vifs: list[VifDevice]
+    pci: list[PciAttached] = []
+    usb: list[UsbAttached] = []
+
+
+class HostPciDevice(Struct):
+    """A device on the host's PCI buses."""
+
+    address: str
+    vendor: str
+    device: str
+    """Four hexadecimal digits each."""
+    kind: str
+    """What class of device it is, in words."""
+    vendor_name: str
+    device_name: str
+    """Empty where the list of names (package pci.ids) is not there or doesn't have it."""
+    driver: str | None
+    group: int | None
+    """The IOMMU group; its devices go to one domain together."""
+    assignable: bool
+    """It is bound to vfio-pci: domains may have it."""
+    domain: str | None
+    """The running domain that has it."""
+    problem: str
+    """Why it can't be made assignable; empty: it is, or can be."""
+
+
+class HostPciDevices(Struct):
+    devices: list[HostPciDevice]
+    problem: str
+    """Why none of them can be given away; empty: that goes by the device."""
+    hint: str
+
+
+class HostUsbDevice(Struct):
+    """A device on the host's USB; hubs are left out."""
+
+    hostbus: int
+    hostaddr: int
+    port: str
+    """The kernel's name for where it is plugged in: ``1-2.4``."""
+    vendor: str
+    product: str
+    """Four hexadecimal digits each."""
+    name: str
+    domain: str | None
+    """The running domain that has it."""
+    problem: str
+    """Why it can't be given away; empty: it can."""
+
+
+class HostUsbDevices(Struct):
+    devices: list[HostUsbDevice]
+
+
+class AttachPciRequest(Struct, forbid_unknown_fields=True):
+    pci: PciDevice
+
+
+class DetachPciRequest(Struct, forbid_unknown_fields=True):
+    pci: DeviceRef
+    """Its address on the host."""
+
+
+class AttachUsbRequest(Struct, forbid_unknown_fields=True):
+    usb: UsbDevice
+
+
+class DetachUsbRequest(Struct, forbid_unknown_fields=True):
+    usb: DeviceRef
+    """Its number, or as a host's device ``BUS.ADDRESS`` or ``VENDOR:PRODUCT``."""

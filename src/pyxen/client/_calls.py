@@ -11,7 +11,7 @@ import msgspec
 
 from pyxen import agent_api, api, device_api, errors, scheduling_api, snapshot_api
 from pyxen.abi.xs_text import escape
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.errors import NotFound, PyxenError
 
 T = TypeVar("T")
@@ -220,6 +220,36 @@ def attach_vif(ref: str, vif: Vif) -> Call[api.Domain]:
 
 def detach_vif(ref: str, vif: str, force: bool) -> Call[api.Domain]:
     return _slow(ref, "detach-vif", device_api.DetachVifRequest(vif, force))
+
+
+def host_pci() -> Call[device_api.HostPciDevices]:
+    return Call("GET", "/v1/pci-devices", device_api.HostPciDevices)
+
+
+def host_usb() -> Call[device_api.HostUsbDevices]:
+    return Call("GET", "/v1/usb-devices", device_api.HostUsbDevices)
+
+
+def change_host_pci(address: str, verb: str) -> Call[None]:
+    if not address or "/" in address:
+        raise NotFound(f"this host has no PCI device '{address}'")
+    return Call("POST", f"/v1/pci-devices/{quote(address, safe='')}/{verb}", type(None))
+
+
+def attach_pci(ref: str, pci: PciDevice) -> Call[api.Domain]:
+    return _post(ref, "attach-pci", device_api.AttachPciRequest(pci))
+
+
+def detach_pci(ref: str, address: str) -> Call[api.Domain]:
+    return _slow(ref, "detach-pci", device_api.DetachPciRequest(address))
+
+
+def attach_usb(ref: str, usb: UsbDevice) -> Call[api.Domain]:
+    return _post(ref, "attach-usb", device_api.AttachUsbRequest(usb))
+
+
+def detach_usb(ref: str, which: str) -> Call[api.Domain]:
+    return _slow(ref, "detach-usb", device_api.DetachUsbRequest(which))
 
 
 def pin_vcpus(ref: str, vcpu: int | None, cpus: str | None, soft: str | None) -> Call[api.Domain]:

@@ -12,7 +12,7 @@ from pyxen.abi.xs_text import unescape
 from pyxen.client import _calls
 from pyxen.client._calls import Call
 from pyxen.client.transport import DEFAULT_TIMEOUT_S, Address, Transport, find_address
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Client:
         return self._call(_calls.set_maxmem(ref, maxmem_mib))
 
     def devices(self, ref: str) -> device_api.DeviceList:
-        """A domain's disks and network interfaces."""
+        """A domain's devices that come and go: disks, network interfaces, PCI and USB devices."""
         return self._call(_calls.devices(ref))
 
     def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
@@ -146,6 +146,38 @@ class Client:
         ``force`` is as in ``detach_disk``.
         """
         return self._call(_calls.detach_vif(ref, vif, force))
+
+    def host_pci(self) -> device_api.HostPciDevices:
+        """The host's PCI devices, and which of them domains may have."""
+        return self._call(_calls.host_pci())
+
+    def host_usb(self) -> device_api.HostUsbDevices:
+        """The host's USB devices."""
+        return self._call(_calls.host_usb())
+
+    def make_pci_assignable(self, address: str) -> None:
+        """Take a PCI device of the host from its driver, so that domains may have it."""
+        self._call(_calls.change_host_pci(address, "make-assignable"))
+
+    def give_pci_back(self, address: str) -> None:
+        """Let the host's driver have a PCI device again."""
+        self._call(_calls.change_host_pci(address, "give-back"))
+
+    def attach_pci(self, ref: str, pci: PciDevice) -> api.Domain:
+        """Give a domain an assignable PCI device of the host, at once or at its next start."""
+        return self._call(_calls.attach_pci(ref, pci))
+
+    def detach_pci(self, ref: str, address: str) -> api.Domain:
+        """Have the guest let go of a PCI device, by its address on the host; returns when it has."""
+        return self._call(_calls.detach_pci(ref, address))
+
+    def attach_usb(self, ref: str, usb: UsbDevice) -> api.Domain:
+        """Give a domain a USB device, at once or at its next start."""
+        return self._call(_calls.attach_usb(ref, usb))
+
+    def detach_usb(self, ref: str, which: str) -> api.Domain:
+        """Unplug a USB device, by its number, or a host's by ``BUS.ADDRESS`` or ``VENDOR:PRODUCT``."""
+        return self._call(_calls.detach_usb(ref, which))
 
     def pin_vcpus(
         self, ref: str, vcpu: int | None = None, *, cpus: str | None = None, soft: str | None = None

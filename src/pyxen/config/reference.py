@@ -97,7 +97,7 @@ Each entry of `usbdev` is one text:
 
 | form | what the guest gets |
 | --- | --- |
-| `hostbus=1,hostaddr=3`, `host:1.3` | the host's device at this place; it has another address whenever it is plugged in |
+| `hostbus=1,hostaddr=3`, `host:1.3` | the host's device at this place; its address changes when it is plugged in anew |
 | `host:046d:c077` | the first of the host's devices of this vendor and product that no domain has |
 | `redir=HOST:PORT`, `redir=unix:PATH` | a device elsewhere, by usbredir |
 | `disk:/srv/stick.img` | an image as a USB stick; `readonly=1` and `format=qcow2` come before it |

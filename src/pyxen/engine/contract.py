@@ -27,12 +27,12 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
 from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
 from pyxen.engine.template import Template
@@ -98,6 +98,15 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     def most_memory_mib(self) -> int:
         """Memory that it can have without a new start."""
         return max(self.config.memory, self.config.maxmem or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class UsbController:
+    """What USB devices are plugged into; a domain has one at most, with the id ``usb``."""
+
+
+Pluggable: TypeAlias = Disk | Vif | PciDevice | UsbController | UsbDevice
+"""What may come and go while a domain runs."""
 
 
 def tap_name(spec: DomainSpec, number: int, vif: Vif) -> str:
@@ -336,7 +345,7 @@ class RunningDomain(Protocol):
         """Let go of the copies, of no use as they are, and of a state that was about to be sent; before ``thaw``."""
         ...
 
-    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+    async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         """Give the guest a device; ``spec`` is the domain's from now on and has it. Does not wait for the guest.
 
         Raises Unsupported where devices can't come and go, EngineError; then nothing of it is left.

@@ -22,10 +22,12 @@ import msgspec
 from pyxen.api import ShutdownReason
 from pyxen.config.model import Disk, Vif, vif_device, vif_numbers
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo, Statistics, Stopped
+from pyxen.engine.contract import DomainSpec, Limits, Moving, Pluggable, StartedInfo, Statistics, Stopped
 from pyxen.engine.events import EventLog
 from pyxen.engine.forwards import describe
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.passthrough import vfio
+from pyxen.engine.passthrough.tree import HostTree
 from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
 from pyxen.engine.sockets import AGENT, connect
@@ -266,7 +268,7 @@ class ProcessDomain(ABC):
             hint="pyxen's own hypervisor does: domains with engine=xen.",
         )
 
-    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+    async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         raise self._fixed()
 
     async def unplug(self, device: str, *, force: bool = False) -> None:
@@ -457,11 +459,12 @@ def no_drive(disk: Disk, spec: DomainSpec) -> Unsupported:
 
 
 def reap(directory: Path) -> None:
-    """Kill whatever process belongs to a domain's folder, and let its cgroup go. Blocking."""
+    """Kill whatever process belongs to a domain's folder, let its cgroup and its PCI devices go. Blocking."""
     kill_all(directory)
     with contextlib.suppress(OSError, msgspec.DecodeError):
         spec = msgspec.json.decode((directory / "domain.json").read_bytes(), type=DomainSpec)
         cgroup.remove(spec.uuid)
+        vfio.close_again(HostTree(), spec.config.pci)
 
 
 def write_pid(directory: Path, pid: int) -> None:

@@ -19,9 +19,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pyxen.api import EngineInfo, Trigger
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, Vif, usb_device, usb_numbers
 from pyxen.engine.cgroup import Shares
-from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
+from pyxen.engine.contract import DomainSpec, Pluggable, RunningDomain, StartedInfo
 from pyxen.engine.domain import ProcessDomain, save_info, write_pid
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.process import kill_all, marker, spawn
@@ -188,7 +188,7 @@ class FakeDomain(ProcessDomain):
             raise Unsupported(f"xend can't weigh the disks of '{self.spec.config.name}' here")
         self.io_weight = weight
 
-    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+    async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         self._must_run("plug a device into")
         if "fake.full" in self.spec.cmdline.split():
             raise EngineError(f"'{self.spec.config.name}' takes no device")
@@ -212,7 +212,9 @@ class FakeDomain(ProcessDomain):
     def _look(self) -> None:
         super()._look()
         for device in self._events.fate.unplugged:
-            if device in self.spec.slots or device in (disk.vdev for disk in self.spec.config.disk):
+            others = [disk.vdev for disk in self.spec.config.disk]
+            others += map(usb_device, usb_numbers(self.spec.config.usbdev))
+            if device in self.spec.slots or device in others:
                 self._has_left(device)
         self._events.fate.unplugged.clear()
 

@@ -18,7 +18,7 @@ from pyxen import __version__
 from pyxen.api import EngineInfo, Trigger
 from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, Vif, vif_device, vif_number, vif_numbers
 from pyxen.engine import cgroup, plugs
-from pyxen.engine.contract import DomainSpec, Limits, Moving, RunningDomain, StartedInfo
+from pyxen.engine.contract import DomainSpec, Limits, Moving, Pluggable, RunningDomain, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import ProcessDomain, no_drive, reap, save_info, write_pid
 from pyxen.engine.hugepages import check_hugepages
@@ -188,10 +188,12 @@ class XenDomain(ProcessDomain):
         # A core of many GiB takes its time.
         await self._execute("dump-core", {"live": live}, [file], timeout_s=None)
 
-    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+    async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         self._refuse_stopped("plug a device into")
         if isinstance(device, Disk):
             await plugs.add_disk(self._execute, device, self.directory, spec.uid)
+        elif not isinstance(device, Vif):
+            raise Unsupported(f"'{spec.config.name}' is a pvh domain: it has neither PCI devices of the host nor USB")
         else:
             number = vif_number(spec.config.vif, device)
             await plugs.add_vif(self._execute, number, spec, device, self.directory, self.info)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyxen.xend.devices import Devices
     from pyxen.xend.events import Events
     from pyxen.xend.migration import Migration
+    from pyxen.xend.passthrough import Passthrough
     from pyxen.xend.sandboxes import Sandbox, Tell
     from pyxen.xend.scheduling import Scheduling
     from pyxen.xend.screens import Screens
@@ -125,6 +126,9 @@ class Core(Protocol):
 
     @property
     def devices(self) -> Devices: ...
+
+    @property
+    def passthrough(self) -> Passthrough: ...
 
     @property
     def scheduling(self) -> Scheduling: ...

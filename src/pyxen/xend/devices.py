@@ -1,4 +1,4 @@
-"""Disks and network interfaces that come and go: of a running domain at once, of one that doesn't run at its start.
+"""Devices that come and go: of a running domain at once, of one that doesn't run at its start.
 
 What is wanted is written before a device is plugged in, so that no file is given out twice: into the folder's
 domain.json and into the record. A device is taken off both when its guest has let it go, whoever was waiting for that.
@@ -24,11 +24,16 @@ from pyxen.config.model import (
     DomainConfig,
     DomainType,
     Vif,
+    device_pci,
+    device_usb,
     device_vif,
+    pci_device,
+    usb_device,
+    usb_numbers,
     vif_device,
     vif_numbers,
 )
-from pyxen.engine.contract import DomainSpec
+from pyxen.engine.contract import DomainSpec, Pluggable
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.prepare import check_macs, check_sharing, complete, settle_disk
@@ -49,7 +54,7 @@ class Devices:
         self._records = life.records
 
     def list(self, ref: str) -> device_api.DeviceList:
-        """A domain's disks and network interfaces, as they are now."""
+        """What a domain has of all that can come and go."""
         record = self._life.registry.find(ref)
         live = self._life.registry.live.get(record.uuid)
         config = live.spec.config if live else record.config
@@ -63,7 +68,16 @@ class Devices:
         ]
         numbered = zip(vif_numbers(config.vif), config.vif, strict=True)
         vifs = [device_api.VifDevice(number, state(vif_device(number)), vif) for number, vif in numbered]
-        return device_api.DeviceList(record.domid, record.name, disks, vifs)
+        slots = live.spec.slots if live else {}
+        pci = [
+            device_api.PciAttached(slots.get(name := pci_device(each.address)), state(name), each)
+            for each in config.pci
+        ]
+        usb = [
+            device_api.UsbAttached(number, state(usb_device(number)), each)
+            for number, each in zip(usb_numbers(config.usbdev), config.usbdev, strict=True)
+        ]
+        return device_api.DeviceList(record.domid, record.name, disks, vifs, pci, usb)
 
     async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
         """Give a domain a disk."""
@@ -81,15 +95,15 @@ class Devices:
             if live is None:
                 await self._records.change(record, config=config)
             else:
-                self._refuse_stopped(record, live, "attach a disk to")
+                self.refuse_stopped(record, live, "attach a disk to")
                 wanted = _with_disk(live.spec.config, settled)
                 check(wanted)
                 await asyncio.to_thread(
                     check_sharing, record.name, [settled], list(self._life.registry.running_specs())
                 )
-                await self._plug(record, live, settled, wanted, config)
+                await self.plug(record, live, settled, wanted, config)
             self._life.tell("domain-device-attached", record, device=disk.vdev)
-        return self._view(record, warnings)
+        return self.view(record, warnings)
 
     async def detach_disk(self, ref: str, vdev: str, *, force: bool = False) -> api.Domain:
         """Have the guest let go of a disk, by its name or number; returns when it has. Raises EngineError if not.
@@ -102,7 +116,7 @@ class Devices:
             disk = _find_disk(record, live, vdev)
             if live is not None:
                 _own_disk(record, disk.vdev)
-        return await self._detach(record, live, disk.vdev, force=force)
+        return await self.detach(record, live, disk.vdev, force=force)
 
     async def change_disc(self, ref: str, vdev: str, target: str) -> api.Domain:
         """Put a disc (an image's path; none: empty) into a CD-ROM drive, in place of what is there."""
@@ -121,7 +135,7 @@ class Devices:
             if live is None:
                 await self._records.change(record, config=config)
             else:
-                self._refuse_stopped(record, live, "change a disc of")
+                self.refuse_stopped(record, live, "change a disc of")
                 others = [spec for spec in self._life.registry.running_specs() if spec.domid != live.spec.domid]
                 await asyncio.to_thread(check_sharing, record.name, [settled], others)
                 spec = _with_config(live.spec, _with_disc(live.spec.config, settled))
@@ -129,7 +143,7 @@ class Devices:
                 await self._keep(live, spec)
                 await self._records.change(record, config=config)
             self._life.tell("domain-disc-changed", record, device=disk.vdev, path=target)
-        return self._view(record, warnings)
+        return self.view(record, warnings)
 
     async def resize_disk(self, ref: str, vdev: str, size: int) -> api.Domain:
         """Make a running domain's disk longer: ``size`` is in bytes."""
@@ -137,7 +151,7 @@ class Devices:
         async with self._life.registry.lock(record.uuid):
             live = self._records.running(record)
             disk = _find_disk(record, live, vdev)
-            self._refuse_stopped(record, live, "resize a disk of")
+            self.refuse_stopped(record, live, "resize a disk of")
             if disk.devtype is DiskType.CDROM or disk.access is DiskAccess.READ:
                 raise Conflict(f"{disk.vdev} of '{record.name}' is read-only")
             if size % 512:
@@ -145,7 +159,7 @@ class Devices:
             # The guest may wait for its disk meanwhile.
             await to_the_end(live.process.resize_disk(disk.vdev, size))
             self._life.tell("domain-disk-resized", record, device=disk.vdev, size_bytes=size)
-        return self._view(record)
+        return self.view(record)
 
     async def limit_disk(self, ref: str, vdev: str, rate: int | None, iops: int | None) -> api.Domain:
         """Let a disk do no more than so many bytes and requests a second. 0: no limit; None: as it is."""
@@ -162,7 +176,7 @@ class Devices:
             # The root disk of an image is in no description: what it is told holds for this life.
             own = any(disk.vdev == vdev for disk in record.config.disk)
             await self._limit(record, live, vdev, limited(record.config)[0] if own else record.config, limited)
-        return self._view(record)
+        return self.view(record)
 
     async def limit_vif(self, ref: str, which: str, rate: int) -> api.Domain:
         """Let a guest send no more than so many bytes a second over an interface. 0: no limit."""
@@ -177,7 +191,7 @@ class Devices:
                 return msgspec.structs.replace(config, vif=(*config.vif[:place], vif, *config.vif[place + 1 :])), vif
 
             await self._limit(record, live, vif_device(number), limited(record.config)[0], limited)
-        return self._view(record)
+        return self.view(record)
 
     async def attach_vif(self, ref: str, vif: Vif) -> api.Domain:
         """Give a domain a network interface."""
@@ -189,13 +203,13 @@ class Devices:
             if live is None:
                 await self._records.change(record, config=config)
             else:
-                self._refuse_stopped(record, live, "attach a network interface to")
+                self.refuse_stopped(record, live, "attach a network interface to")
                 added = config.vif[-1]
                 check_macs([added], self._life.registry.running_specs())
                 wanted = msgspec.structs.replace(live.spec.config, vif=(*live.spec.config.vif, added))
-                await self._plug(record, live, added, wanted, config)
+                await self.plug(record, live, added, wanted, config)
             self._life.tell("domain-device-attached", record, device=vif_device(vif_numbers(config.vif)[-1]))
-        return self._view(record)
+        return self.view(record)
 
     async def detach_vif(self, ref: str, which: str, *, force: bool = False) -> api.Domain:
         """Have the guest let go of a network interface, by its number or MAC; as ``detach_disk``."""
@@ -203,12 +217,12 @@ class Devices:
         async with self._life.registry.lock(record.uuid):
             live = self._records.present(record)
             number = _find_vif(record, live, which)
-        return await self._detach(record, live, vif_device(number), force=force)
+        return await self.detach(record, live, vif_device(number), force=force)
 
     # Parts
 
-    async def _plug(
-        self, record: Record, live: Live, device: Disk | Vif, wanted: DomainConfig, config: DomainConfig
+    async def plug(
+        self, record: Record, live: Live, device: Pluggable, wanted: DomainConfig, config: DomainConfig
     ) -> None:
         """Plug ``device`` in, which ``wanted`` (of this life) and ``config`` (of the next ones) have."""
         engine = next(each for each in self._life.engines if each.name == record.engine)
@@ -235,7 +249,7 @@ class Devices:
         """Hold ``device`` to what ``limited`` makes of a description; ``config`` is that of the next lives."""
         before = record.config
         if live is not None:
-            self._refuse_stopped(record, live, "limit a device of")
+            self.refuse_stopped(record, live, "limit a device of")
         await self._records.change(record, config=config)
         if live is not None:
             try:
@@ -248,14 +262,15 @@ class Devices:
                 raise
         self._life.tell("domain-device-limited", record, device=device)
 
-    async def _detach(self, record: Record, live: Live | None, device: str, *, force: bool) -> api.Domain:
+    async def detach(self, record: Record, live: Live | None, device: str, *, force: bool = False) -> api.Domain:
+        """Take a device off by its id: of a running domain, when its guest has let go. Raises EngineError if not."""
         name = _shown(device)
         async with self._life.registry.lock(record.uuid):
             if live is None:
                 await self._records.change(record, config=_without(record.config, device))
                 self._life.tell("domain-device-detached", record, device=device)
-                return self._view(record)
-            self._refuse_stopped(record, live, "detach a device of")
+                return self.view(record)
+            self.refuse_stopped(record, live, "detach a device of")
             await live.process.unplug(device, force=force)
             gone = live.leaving.setdefault(device, asyncio.get_running_loop().create_future())
         # Without the lock: the guest may take its time, and somebody may want it destroyed before.
@@ -269,17 +284,19 @@ class Devices:
                 hint="It has been asked: when it does so later, the device goes then. A paused guest can't, nor one "
                 f"that is still booting.{_FORCE_HINT if record.engine == 'xen' else ''}",
             )
-        return self._view(record)
+        return self.view(record)
 
     async def _keep(self, live: Live, spec: DomainSpec) -> None:
         live.spec = spec
         await asyncio.to_thread(self._life.write_spec, spec)
 
-    def _refuse_stopped(self, record: Record, live: Live, what: str) -> None:
+    def refuse_stopped(self, record: Record, live: Live, what: str) -> None:
+        """Raises Conflict if the guest has stopped."""
         if record.phase is not Phase.RUNNING or live.process.stopped is not None:
             raise Conflict(f"cannot {what} '{record.name}': its guest has stopped")
 
-    def _view(self, record: Record, warnings: Iterable[str] = ()) -> api.Domain:
+    def view(self, record: Record, warnings: Iterable[str] = ()) -> api.Domain:
+        """The domain as it is now, with these warnings besides its own."""
         view = self._life.registry.view(record)
         view.warnings = list(dict.fromkeys([*warnings, *view.warnings]))
         return view
@@ -304,8 +321,12 @@ async def unplugged(life: Life, uuid: str, domid: int, device: str) -> None:
 
 
 def _shown(device: str) -> str:
-    number = device_vif(device)
-    return f"disk {device}" if number is None else f"network interface {number}"
+    if (number := device_vif(device)) is not None:
+        return f"network interface {number}"
+    if (number := device_usb(device)) is not None:
+        return f"USB device {number}"
+    address = device_pci(device)
+    return f"disk {device}" if address is None else f"PCI device {address}"
 
 
 def _limit(wanted: int | None, now: int | None) -> int | None:
@@ -338,7 +359,15 @@ def device_number(kind: DomainType, vdev: str) -> int:
 
 
 def _without(config: DomainConfig, device: str) -> DomainConfig:
-    """The description without a device; the interfaces that stay keep their numbers."""
+    """The description without a device; those that stay keep their numbers."""
+    if (address := device_pci(device)) is not None:
+        return msgspec.structs.replace(config, pci=tuple(each for each in config.pci if each.address != address))
+    if device == "usb":
+        return msgspec.structs.replace(config, usb=False)
+    if (gone := device_usb(device)) is not None:
+        numbered = zip(usb_numbers(config.usbdev), config.usbdev, strict=True)
+        stay = tuple(msgspec.structs.replace(usb, devid=number) for number, usb in numbered if number != gone)
+        return msgspec.structs.replace(config, usb=True, usbdev=stay)  # its controller stays
     if (gone := device_vif(device)) is None:
         return msgspec.structs.replace(config, disk=tuple(disk for disk in config.disk if disk.vdev != device))
     left = [(n, vif) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if n != gone]

@@ -25,6 +25,7 @@ from pyxen.xend.dump import write_core
 from pyxen.xend.life import Life
 from pyxen.xend.log import Ring
 from pyxen.xend.migration import Migration
+from pyxen.xend.passthrough import Passthrough
 from pyxen.xend.prepare import complete
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live, now
@@ -53,6 +54,7 @@ class Domains:
         self.snapshots = Snapshots(life)
         self._clones = Clones(life, self.snapshots)
         self.devices = Devices(life)
+        self.passthrough = Passthrough(life, self.devices)
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)

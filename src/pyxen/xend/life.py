@@ -43,6 +43,7 @@ from pyxen.xend.devices import unplugged
 from pyxen.xend.dump import write_core
 from pyxen.xend.events import Events
 from pyxen.xend.finishing import to_the_end
+from pyxen.xend.host_pci import HostPci
 from pyxen.xend.pool_table import PoolTable
 from pyxen.xend.prepare import Prepared, prepare
 from pyxen.xend.records import Records, is_given
@@ -83,6 +84,7 @@ class Life:
         self.registry = Registry()
         self.records = Records(self.registry, store)
         self.pools = PoolTable(store)
+        self.pci = HostPci(store)
         self.on_restored: list[Callable[[Live], None]] = []
         """Called when a guest goes on in another place or at another time than it was, as it may notice."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,8 +193,15 @@ class Life:
 
     async def prepare(self, config: DomainConfig) -> Prepared:
         """What a description comes to beside the domains that run now. Raises PyxenError; then nothing is left."""
-        running = list(self.registry.running_specs())
-        return await asyncio.to_thread(prepare, config, roots=self.roots, images=self.images, running=running)
+        await self.pci.seize(config.pci)
+        return await asyncio.to_thread(
+            prepare,
+            config,
+            roots=self.roots,
+            images=self.images,
+            running=list(self.registry.running_specs()),
+            tree=self.pci.tree,
+        )
 
     async def lay_out(
         self, prepared: Prepared, chosen: Engine, domid: int, *, head: Head | None, waking: Waking | None

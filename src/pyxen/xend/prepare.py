@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import uuid as uuids
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,15 @@ from pyxen.config.model import (
     DomainConfig,
     DomainType,
     Firmware,
+    UsbDevice,
+    UsbType,
     Vif,
     command_line,
+    usb_numbers,
 )
 from pyxen.engine.contract import DomainSpec
+from pyxen.engine.passthrough import usb, vfio
+from pyxen.engine.passthrough.tree import HostTree
 from pyxen.errors import ConfigError, Conflict, NotFound, ResourceExhausted
 from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
@@ -68,7 +73,14 @@ class Prepared:
     """Files that did not exist before, to be removed if the domain can't be started."""
 
 
-def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: Iterable[DomainSpec]) -> Prepared:
+def prepare(
+    config: DomainConfig,
+    *,
+    roots: Roots,
+    images: ImageStore,
+    running: Sequence[DomainSpec],
+    tree: HostTree,
+) -> Prepared:
     """Resolve ``config`` (with UUID and MACs) into a spec whose ``domid`` and ``uid`` are still to be filled in."""
     assert config.uuid is not None, "complete() comes first"
     warnings: list[str] = []
@@ -79,13 +91,15 @@ def prepare(config: DomainConfig, *, roots: Roots, images: ImageStore, running: 
         disks = [settle_disk(disk, warnings) for disk in config.disk]
         if image is not None and image.root_disk:
             disks = _root_disk(config, image, disks, roots, images, made)
-        check_sharing(config.name, disks, running)
+        usbdev = settle_usb(config.name, config.usbdev, tree, running, warnings)
+        check_sharing(config.name, [*disks, *usb_disks(usbdev)], running)
+        vfio.check_free(tree, config.name, config.pci, running)
         check_macs(config.vif, running)
         kernel, ramdisk, cmdline = _boot_files(config, image, roots)
         spec = DomainSpec(
             domid=0,
             uuid=config.uuid,
-            config=msgspec.structs.replace(config, disk=tuple(disks)),
+            config=msgspec.structs.replace(config, disk=tuple(disks), usbdev=tuple(usbdev)),
             kernel=kernel,
             ramdisk=ramdisk,
             cmdline=cmdline,
@@ -150,6 +164,25 @@ def settle_disk(disk: Disk, warnings: list[str]) -> Disk:
     return msgspec.structs.replace(disk, target=str(path.resolve()), format=format)
 
 
+def settle_usb(
+    name: str, devices: Sequence[UsbDevice], tree: HostTree, running: Iterable[DomainSpec], warnings: list[str]
+) -> list[UsbDevice]:
+    """The domain's USB devices with the host's found and the images' formats settled. Raises PyxenError."""
+    settled = []
+    for number, device in zip(usb_numbers(devices), usb.settle(tree, name, devices, running), strict=True):
+        if device.type is UsbType.DISK:
+            disk = settle_disk(usb.as_disk(number, device), warnings)
+            device = msgspec.structs.replace(device, target=disk.target, format=disk.format)
+        settled.append(device)
+    return settled
+
+
+def usb_disks(devices: Sequence[UsbDevice]) -> list[Disk]:
+    """All USB disks among these."""
+    numbered = zip(usb_numbers(devices), devices, strict=True)
+    return [usb.as_disk(number, device) for number, device in numbered if device.type is UsbType.DISK]
+
+
 def _check_qcow2(vdev: str, path: Path, size: int) -> None:
     """Refuse an image whose header is wrong or points behind its end (layout: QEMU's docs/interop/qcow2.txt)."""
     with path.open("rb") as file:
@@ -180,7 +213,7 @@ def check_sharing(name: str, disks: Iterable[Disk], running: Iterable[DomainSpec
     """Xen's rule: writable by one alone, or read by many, unless ``w!`` says that the guests know how to share."""
     used: dict[tuple[int, int], list[tuple[str, Disk]]] = {}
     for spec in running:
-        for disk in spec.config.disk:
+        for disk in (*spec.config.disk, *usb_disks(spec.config.usbdev)):
             if disk.target and (identity := _identity(disk.target)):
                 used.setdefault(identity, []).append((spec.config.name, disk))
     for disk in disks:

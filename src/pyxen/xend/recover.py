@@ -29,6 +29,8 @@ async def recover(life: Life, migration: Migration) -> None:
     same_boot = await life.store.meta("boot_id") == boot_id
     await life.store.set_meta("boot_id", boot_id)
     await life.pools.load()
+    for problem in await life.pci.load():
+        life.log.warning("PCI device not assignable any more", error=problem)
     records = await life.store.records()
     life.registry.records.update({record.uuid: record for record in records})
     for record in records:

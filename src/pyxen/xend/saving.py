@@ -21,7 +21,7 @@ from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.config.model import DomainConfig
 from pyxen.errors import Conflict, EngineError, InvalidRequest, PyxenError
-from pyxen.xend import saved
+from pyxen.xend import bound, saved
 from pyxen.xend.life import Life
 from pyxen.xend.part import name_part, open_part, part_path
 from pyxen.xend.registry import Live, now
@@ -174,6 +174,7 @@ async def head_of(record: Record, live: Live, save_id: str) -> saved.Head:
             f"the guest of '{record.name}' has not got its own addresses yet",
             hint="xend tells its agent, which may take a minute; see: xm log",
         )
+    bound.check_state(live.spec.config)
     return saved.Head(
         version=saved.VERSION,
         save_id=save_id,

@@ -21,7 +21,7 @@ import msgspec
 from pyxen import snapshot_api
 from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted
 from pyxen.image.files import write_file
-from pyxen.xend import saved, saving
+from pyxen.xend import bound, saved, saving
 from pyxen.xend.belongings import variables
 from pyxen.xend.copies import copy_disk, sync_folder
 from pyxen.xend.life import Life
@@ -151,6 +151,7 @@ class Snapshots:
         """Take a snapshot under this name; its folder. The domain's lock is held."""
         live = self._records.alive(record, "take a snapshot of")
         disks = writable_disks(record, live, self._life)
+        bound.check_copy(live.spec.config)
         folder = self._life.roots.snapshots / record.uuid / name
         if folder.exists():
             raise Conflict(

@@ -61,6 +61,18 @@ SECTIONS: dict[str, dict[str, str]] = {
         "network-limit": "Limit how much a domain sends over a network interface.",
         "network-list": "Show a domain's network interfaces.",
     },
+    "Devices of the host": {
+        "pci-list-assignable-devices": "Show the host's PCI devices that domains may have.",
+        "pci-assignable-add": "Take a PCI device from its driver, for domains.",
+        "pci-assignable-remove": "Give a PCI device back to its driver.",
+        "pci-attach": "Give a domain a PCI device of the host.",
+        "pci-detach": "Take a PCI device of the host away from a domain.",
+        "pci-list": "Show a domain's PCI devices of the host.",
+        "usb-list-assignable-devices": "Show the host's USB devices that domains may have.",
+        "usb-attach": "Give a domain a USB device.",
+        "usb-detach": "Unplug a USB device of a domain.",
+        "usb-list": "Show a domain's USB devices.",
+    },
     "Saved domains": {
         "save": "Save a domain's state to a file.",
         "restore": "Start a domain from its saved state.",
@@ -115,11 +127,18 @@ SUMMARIES = {name: summary for section in SECTIONS.values() for name, summary in
 # What xm and xl have and pyxen does not (yet): a friendlier answer than "not found".
 CLASSIC = frozenset(
     """
-    block-configure
-    pci-attach pci-detach pci-list reset
-    sched-credit2 sched-sedf serve shell usb-attach usb-detach usb-list
+    block-configure reset sched-credit2 sched-sedf serve shell usb-hc-create usb-hc-destroy
     """.split()  # noqa: SIM905 - a column of forty quoted words reads worse
 )
+
+ALIASES = {
+    "pci-assignable-list": "pci-list-assignable-devices",
+    "usb-add": "usb-attach",
+    "usb-del": "usb-detach",
+    "usbdev-attach": "usb-attach",
+    "usbdev-detach": "usb-detach",
+}
+"""What xl, or an older xm, calls a command."""
 
 
 class UnknownCommand(click.UsageError):
@@ -159,6 +178,8 @@ def resolve(word: str) -> str:
     """The sub-command that ``word`` is, or is the beginning of; raises UnknownCommand."""
     if word in SUMMARIES:
         return word
+    if word in ALIASES:
+        return ALIASES[word]
     if word in CLASSIC:
         raise UnknownCommand(word, "This version of pyxen does not have it yet. What there is: xm help")
     meant = [name for name in SUMMARIES if name.startswith(word)] if len(word) >= 2 else []

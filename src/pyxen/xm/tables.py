@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from msgspec.structs import replace
+
 from pyxen.api import Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
-from pyxen.device_api import DeviceList
+from pyxen.device_api import DeviceList, HostPciDevice, HostPciDevices, HostUsbDevice
 from pyxen.scheduling_api import CpuPool
 from pyxen.snapshot_api import Snapshot
 
@@ -52,6 +54,52 @@ def vifs(found: DeviceList) -> Iterator[str]:
             f"{each.number:<3d} {0:<3d}{mac:<17}    {each.number:<3d}   {state:<3d}    {-1:<3d}   "
             f"{-1:<5d}/{-1:<5d}   {path:<30}  "
         )
+
+
+def pci(found: DeviceList) -> Iterator[str]:
+    """xm pci-list; nothing for no devices."""
+    if found.pci:
+        yield "Vdev Device"
+    for each in found.pci:
+        slot = "-" if each.slot is None else f"{each.slot:02x}.0"
+        yield f"{slot:<4} {each.device.address}"
+
+
+def usb(found: DeviceList) -> Iterator[str]:
+    """xm usb-list; nothing for no devices."""
+    from pyxen.config.render import render_usb
+
+    if found.usb:
+        yield f"{'Idx':<3} {'State':<9} Device"
+    for each in found.usb:
+        yield f"{each.number:<3} {each.state or '-':<9} {render_usb(replace(each.device, devid=None))}"
+
+
+def host_pci(found: HostPciDevices) -> Iterator[str]:
+    """xm pci-list-assignable-devices --all."""
+    yield f"{'Device':<12} {'Group':>5} {'State':<10} {'Driver':<14} {'Domain':<16} Name"
+    for each in found.devices:
+        group = "-" if each.group is None else str(each.group)
+        name = " ".join(part for part in (each.vendor_name, each.device_name) if part)
+        name = name or f"{each.kind} {each.vendor}:{each.device}"
+        yield (
+            f"{each.address:<12} {group:>5} {_pci_state(each):<10} {each.driver or '-':<14} {each.domain or '-':<16} "
+            f"{name}"
+        )
+
+
+def _pci_state(each: HostPciDevice) -> str:
+    """``free``: it can be made assignable; ``kept``: it can't."""
+    if each.domain is not None:
+        return "assigned"
+    return "assignable" if each.assignable else "kept" if each.problem else "free"
+
+
+def host_usb(listed: Iterable[HostUsbDevice]) -> Iterator[str]:
+    """xm usb-list-assignable-devices."""
+    yield f"{'Bus':>3} {'Addr':>4} {'ID':<9} Name"
+    for each in listed:
+        yield f"{each.hostbus:>3} {each.hostaddr:>4} {each.vendor}:{each.product} {each.name}".rstrip()
 
 
 def _backend(found: DeviceList, kind: str, number: int) -> str:

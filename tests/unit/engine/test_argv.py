@@ -8,11 +8,26 @@ from typing import Any
 
 import pytest
 
-from pyxen.config.model import Disk, DiskAccess, DiskFormat, DiskType, DomainConfig, DomainType, Firmware, Share, Vif
+from pyxen.config.model import (
+    Disk,
+    DiskAccess,
+    DiskFormat,
+    DiskType,
+    DomainConfig,
+    DomainType,
+    Firmware,
+    PciDevice,
+    Share,
+    UsbDevice,
+    UsbType,
+    Vif,
+)
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive, Layer
+from pyxen.engine.passthrough import usb
 from pyxen.engine.process import marker
 from pyxen.engine.qemu.argv import Facts, boot_indices, build, kernel_command_line
+from pyxen.engine.qemu.passthrough import Opened
 
 MAC = "00:16:3e:00:00:01"
 
@@ -289,3 +304,40 @@ def test_a_guest_that_goes_on_needs_no_kernel_but_the_same_devices() -> None:
     assert after(booted, "-kernel") == ["/k/vmlinuz"]
     assert not after(goes_on, "-kernel")
     assert after(goes_on, "-device") == after(booted, "-device")
+
+
+def test_devices_of_the_host_and_usb() -> None:
+    config = DomainConfig(
+        name="box",
+        type=DomainType.HVM,
+        vga="none",
+        usbdevice=("tablet",),
+        pci=(PciDevice("0000:03:00.0"), PciDevice("0000:03:00.1", vslot=9)),
+        usbdev=(
+            UsbDevice(type=UsbType.DISK, target="/srv/a.img", format=DiskFormat.RAW, readonly=True, devid=3),
+            UsbDevice(type=UsbType.HOST, hostbus=1, hostaddr=2),
+            UsbDevice(type=UsbType.REDIR, peer="a:1"),
+        ),
+    )
+    drive = Drive(usb.as_disk(3, config.usbdev[0]), (Layer("/dev/fdset/7", "raw"),))
+    opened = [Opened(drive=drive), Opened(node="/dev/fdset/8"), Opened(socket=21)]
+    words = make(config, usb=opened)
+    assert [
+        device for device in after(words, "-device") if "usb" in device or "vfio" in device or "xhci" in device
+    ] == [
+        "usb-tablet,bus=usb-bus.0",
+        "qemu-xhci,id=usb,p2=15,p3=15,bus=pci.0,addr=0x5",
+        "usb-storage,id=usb3,bus=usb.0,port=4,drive=usb3.0,removable=on",
+        "usb-host,id=usb0,bus=usb.0,port=1,hostdevice=/dev/fdset/8",
+        "usb-redir,id=usb1,bus=usb.0,port=2,chardev=usb1",
+        "vfio-pci,id=pci-0000-03-00.0,host=0000:03:00.0,bus=pci.0,addr=0x6",
+        "vfio-pci,id=pci-0000-03-00.1,host=0000:03:00.1,bus=pci.0,addr=0x9",
+    ]
+    assert "socket,id=usb1,fd=21" in after(words, "-chardev")
+    (node,) = after(words, "-blockdev")
+    assert node == "driver=raw,node-name=usb3.0,read-only=on,file.driver=file,file.filename=/dev/fdset/7"
+
+
+def test_a_controller_alone() -> None:
+    words = make(DomainConfig(name="box", type=DomainType.HVM, hdtype="ahci", usb=True))
+    assert "qemu-xhci,id=usb,p2=15,p3=15,bus=pcie.0,addr=0x5" in after(words, "-device")

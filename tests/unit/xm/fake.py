@@ -11,7 +11,7 @@ import msgspec
 from pyxen import api, device_api, scheduling_api, snapshot_api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.errors import NotFound
 
 
@@ -74,6 +74,8 @@ class FakeClient(Client):
         super().__init__(Address(socket=Path("/nowhere/xend.sock")))
         self.there = list(domains)
         self.orders: list[tuple[Any, ...]] = []
+        self.pci: list[device_api.HostPciDevice] = []
+        self.pci_problem = ""
         self.answers: list[Domain | None] = []
         self.steps: list[api.Progress] = []
         self.failure: Exception | None = None
@@ -146,7 +148,35 @@ class FakeClient(Client):
         state = "" if found.domid is None else "attached"
         disks = [device_api.DiskDevice(51712 + 16 * n, state, disk) for n, disk in enumerate(config.disk)]
         vifs = [device_api.VifDevice(number, state, vif) for number, vif in enumerate(config.vif)]
-        return device_api.DeviceList(found.domid, found.name, disks, vifs)
+        pci = [device_api.PciAttached(5 if state else None, state, each) for each in config.pci]
+        usb = [device_api.UsbAttached(number, state, each) for number, each in enumerate(config.usbdev)]
+        return device_api.DeviceList(found.domid, found.name, disks, vifs, pci, usb)
+
+    def host_pci(self) -> device_api.HostPciDevices:
+        return device_api.HostPciDevices(self.pci, self.pci_problem, "Get one." if self.pci_problem else "")
+
+    def host_usb(self) -> device_api.HostUsbDevices:
+        mouse = device_api.HostUsbDevice(1, 3, "1-2", "046d", "c077", "Logitech Mouse", None, "")
+        taken = device_api.HostUsbDevice(1, 4, "1-3", "0951", "1666", "Stick", "web", "")
+        return device_api.HostUsbDevices([mouse, taken])
+
+    def make_pci_assignable(self, address: str) -> None:
+        self.orders.append(("make_pci_assignable", address))
+
+    def give_pci_back(self, address: str) -> None:
+        self.orders.append(("give_pci_back", address))
+
+    def attach_pci(self, ref: str, pci: PciDevice) -> Domain:
+        return self._order("attach_pci", ref, pci)
+
+    def detach_pci(self, ref: str, address: str) -> Domain:
+        return self._order("detach_pci", ref, address)
+
+    def attach_usb(self, ref: str, usb: UsbDevice) -> Domain:
+        return self._order("attach_usb", ref, usb)
+
+    def detach_usb(self, ref: str, which: str) -> Domain:
+        return self._order("detach_usb", ref, which)
 
     def attach_disk(self, ref: str, disk: Disk) -> Domain:
         return self._order("attach_disk", ref, disk)

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, DomainType, PciDevice, UsbDevice, UsbType, Vif
+from pyxen.device_api import HostPciDevice
 from pyxen.xm import tables
 from pyxen.xm.output import colour_state
 
@@ -190,3 +191,49 @@ def test_devices(xm: Xm, fake: FakeClient) -> None:
     assert xm("network-list", "-l", "disky").out == "mac=00:16:3e:00:00:01,bridge=br0\n"
     assert json.loads(xm("block-list", "--format", "json", "disky").out)["disks"][1]["disk"]["vdev"] == "xvdb"
     assert json.loads(xm("network-list", "--format", "json", "disky").out)["vifs"][0]["state"] == "attached"
+
+
+def test_devices_of_the_host(xm: Xm, fake: FakeClient) -> None:
+    def device(slot: str, driver: str | None, group: int | None, owner: str | None = None) -> HostPciDevice:
+        kind, bound = "network controller", driver == "vfio-pci"
+        return HostPciDevice(f"0000:03:{slot}", "8086", "10d3", kind, "", "", driver, group, bound, owner, "")
+
+    named = HostPciDevice(
+        "0000:00:02.0", "8086", "0412", "display controller", "Intel", "HD 4600", "i915", 1, False, None, "the screen"
+    )
+    fake.pci = [named, device("00.0", "vfio-pci", 12), device("00.1", "vfio-pci", 12, "web")]
+    fake.pci.append(device("01.0", None, None))
+    assert xm("pci-list-assignable-devices") == (0, "0000:03:00.0\n", "")
+    assert xm("pci-assignable-list", "--all").out == (
+        "Device       Group State      Driver         Domain           Name\n"
+        "0000:00:02.0     1 kept       i915           -                Intel HD 4600\n"
+        "0000:03:00.0    12 assignable vfio-pci       -                network controller 8086:10d3\n"
+        "0000:03:00.1    12 assigned   vfio-pci       web              network controller 8086:10d3\n"
+        "0000:03:01.0     - free       -              -                network controller 8086:10d3\n"
+    )
+    fake.pci, fake.pci_problem = [], "this host has no IOMMU"
+    assert xm("pci-list-assignable-devices") == (0, "", "Warning: this host has no IOMMU\nGet one.\n")
+    assert json.loads(xm("pci-list-assignable-devices", "--format", "json").out)["hint"] == "Get one."
+    assert xm("usb-list-assignable-devices").out == "Bus Addr ID        Name\n  1    3 046d:c077 Logitech Mouse\n"
+    assert len(json.loads(xm("usb-list-assignable-devices", "--format", "json").out)["devices"]) == 2
+
+
+def test_devices_of_the_host_that_a_domain_has(xm: Xm, fake: FakeClient) -> None:
+    config = DomainConfig(
+        name="hosty",
+        type=DomainType.HVM,
+        pci=(PciDevice("0000:03:00.0"),),
+        usbdev=(
+            UsbDevice(type=UsbType.DISK, target="/srv/a.img", readonly=True, devid=0),
+            UsbDevice(type=UsbType.REDIR, peer="unix:/r"),
+        ),
+    )
+    fake.there += [domain("hosty", 5, config=config), domain("halted", None, config=config)]
+    assert xm("pci-list", "hosty").out == "Vdev Device\n05.0 0000:03:00.0\n"
+    assert xm("pci-list", "halted").out == "Vdev Device\n-    0000:03:00.0\n"
+    assert xm("usb-list", "hosty").out == (
+        "Idx State     Device\n0   attached  readonly=1,disk:/srv/a.img\n1   attached  redir=unix:/r\n"
+    )
+    assert (xm("pci-list", "web").out, xm("usb-list", "web").out) == ("", "")
+    assert json.loads(xm("pci-list", "--format", "json", "hosty").out)["pci"][0]["slot"] == 5
+    assert json.loads(xm("usb-list", "--format", "json", "hosty").out)["usb"][1]["device"]["peer"] == "unix:/r"

@@ -10,7 +10,7 @@ import pytest
 
 from pyxen import api
 from pyxen.api import Image, PowerState, Progress, Trigger
-from pyxen.config.model import Disk, DiskAccess, DiskFormat, Vif
+from pyxen.config.model import Disk, DiskAccess, DiskFormat, PciDevice, UsbDevice, UsbType, Vif
 from pyxen.errors import PyxenError
 from pyxen.xm import wait
 
@@ -18,6 +18,9 @@ from .conftest import Xm
 from .fake import WEB, FakeClient, domain, ended
 
 RAW = Disk(vdev="xvdb", target="/srv/a.img", format=DiskFormat.RAW, access=DiskAccess.READ)
+
+MOUSE = UsbDevice(type=UsbType.HOST, hostbus=1, hostaddr=3)
+STICK = UsbDevice(type=UsbType.DISK, target="/srv/a.img", readonly=True)
 
 
 @pytest.mark.parametrize("verb", ["destroy", "pause", "unpause", "suspend", "resume", "delete"])
@@ -52,6 +55,19 @@ def test_rename_and_start(xm: Xm, fake: FakeClient) -> None:
         (("network-attach", "web"), ("attach_vif", "web", Vif())),
         (("network-attach", "web", "bridge=br0", "rate=1MB/s"), ("attach_vif", "web", Vif(bridge="br0", rate=10**6))),
         (("network-detach", "web", "1"), ("detach_vif", "web", "1", False)),
+        (("pci-attach", "web", "3:0.0"), ("attach_pci", "web", PciDevice("0000:03:00.0"))),
+        (
+            ("pci-attach", "-o", "seize=1", "web", "03:00.0", "0a"),
+            ("attach_pci", "web", PciDevice("0000:03:00.0", vslot=10, seize=True)),
+        ),
+        (("pci-detach", "web", "03:00.0"), ("detach_pci", "web", "03:00.0")),
+        (("pci-assignable-add", "03:00.0"), ("make_pci_assignable", "03:00.0")),
+        (("pci-assignable-remove", "-r", "03:00.0"), ("give_pci_back", "03:00.0")),
+        (("usb-attach", "web", "hostbus=1", "hostaddr=3"), ("attach_usb", "web", MOUSE)),
+        (("usbdev-attach", "web", "hostbus=1,hostaddr=3"), ("attach_usb", "web", MOUSE)),
+        (("usb-add", "web", "host:1.3"), ("attach_usb", "web", MOUSE)),
+        (("usb-attach", "web", "readonly=1", "disk:/srv/a.img"), ("attach_usb", "web", STICK)),
+        (("usb-del", "web", "0"), ("detach_usb", "web", "0")),
         (("debug-keys", "qe"), ("debug_keys", "qe")),
         (("network-detach", "-f", "web", "1"), ("detach_vif", "web", "1", True)),
         (("vcpu-pin", "web", "0", "0-3,^1"), ("pin_vcpus", "web", 0, "0-3,^1", None)),

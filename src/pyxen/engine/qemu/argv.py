@@ -14,6 +14,7 @@ from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive
 from pyxen.engine.process import marker
+from pyxen.engine.qemu import passthrough
 from pyxen.engine.qemu.disks import device_words, disk_arguments
 from pyxen.engine.qemu.slots import (
     AGENTS,
@@ -21,6 +22,7 @@ from pyxen.engine.qemu.slots import (
     CONSOLE,
     DISPLAY,
     RANDOM,
+    USB,
     VGA_MODELS,
     address,
     has_virtio_console,
@@ -73,6 +75,8 @@ class Facts:
     """The file that is the guest's memory."""
     shares: list[str] = field(default_factory=list)
     """A path for each of the description's folders."""
+    usb: list[passthrough.Opened] = field(default_factory=list)
+    """What each of the description's USB devices stands on."""
     tpm_fd: int | None = None
     """Leads to the domain's TPM."""
     gdb_fd: int | None = None
@@ -343,8 +347,11 @@ def _hvm_devices(spec: DomainSpec, facts: Facts) -> list[str]:
     if facts.tpm_fd is not None:
         arguments += ["-chardev", f"socket,id=tpm,fd={facts.tpm_fd}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
         arguments += ["-device", "tpm-crb,tpmdev=tpm0"]
+    # Where there is another controller too, these stay with the machine's own.
+    place = ",bus=usb-bus.0" if USB in spec.slots else ""
     for device in spec.config.usbdevice:
-        arguments += ["-device", {"keyboard": "usb-kbd"}.get(device, f"usb-{device}")]
+        arguments += ["-device", {"keyboard": "usb-kbd"}.get(device, f"usb-{device}") + place]
+    arguments += passthrough.arguments(spec, facts.usb)
     if facts.vnc:
         arguments += ["-vnc", facts.vnc]
     return arguments

@@ -12,17 +12,33 @@ from typing import Any
 import msgspec
 
 from pyxen.api import Trigger
-from pyxen.config.model import Disk, DomainType, Vif, vif_device, vif_number, vif_numbers
+from pyxen.config.model import (
+    Disk,
+    DomainType,
+    PciDevice,
+    UsbDevice,
+    Vif,
+    device_pci,
+    device_usb,
+    pci_device,
+    usb_device,
+    usb_numbers,
+    vif_device,
+    vif_number,
+    vif_numbers,
+)
 from pyxen.engine import cgroup
-from pyxen.engine.contract import DomainSpec, Limits, Moving, StartedInfo
+from pyxen.engine.contract import DomainSpec, Limits, Moving, Pluggable, StartedInfo, UsbController
 from pyxen.engine.domain import ProcessDomain, no_drive, save_info
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.passthrough import vfio
+from pyxen.engine.passthrough.tree import HostTree
 from pyxen.engine.process import end_all
-from pyxen.engine.qemu import copying, drives, hotplug
+from pyxen.engine.qemu import copying, drives, hotplug, passthrough
 from pyxen.engine.qemu.argv import CONSOLE_ID, EVENTS_INPUT, VCPU_ID, vcpu_device
 from pyxen.engine.qemu.networks import limit_network
 from pyxen.engine.qemu.qmp import Session, execute, session
-from pyxen.engine.qemu.slots import drive_bus, has_virtio_console
+from pyxen.engine.qemu.slots import USB, drive_bus, has_virtio_console
 from pyxen.errors import Conflict, EngineError, PyxenError, Unsupported
 
 _LOOK_S = 5.0
@@ -38,6 +54,8 @@ _NO_SUCH_TRIGGER = {
 
 class QemuDomain(ProcessDomain):
     """Speaks to its QEMU by QMP, one connection for each order."""
+
+    tree = HostTree()
 
     def __init__(
         self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
@@ -76,19 +94,40 @@ class QemuDomain(ProcessDomain):
     def _missing(self, there: Collection[str]) -> list[str]:
         config = self.spec.config
         wanted = [disk.vdev for disk in config.disk] + [vif_device(number) for number in vif_numbers(config.vif)]
-        return [device for device in wanted if device in self.spec.slots and device not in there]
+        wanted += [USB, *(pci_device(each.address) for each in config.pci)]
+        wanted = [device for device in wanted if device in self.spec.slots]
+        wanted += map(usb_device, usb_numbers(config.usbdev))
+        return [device for device in wanted if device not in there]
 
-    async def plug(self, device: Disk | Vif, spec: DomainSpec) -> None:
+    async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         self._refuse_stopped("plug a device into")
-        hotplug.check_pluggable(spec.config, device if isinstance(device, Disk) else None)
+        if not isinstance(device, UsbDevice):
+            hotplug.check_pluggable(spec.config, device if isinstance(device, Disk) else None)
         async with self._session() as monitor:
-            if isinstance(device, Disk):
-                await hotplug.add_disk(monitor, device, spec)
-            else:
-                number = vif_number(spec.config.vif, device)
-                await hotplug.add_card(monitor, number, device, spec, self.info)
-                save_info(self.directory, self.info)
+            match device:
+                case Disk():
+                    await hotplug.add_disk(monitor, device, spec)
+                case Vif():
+                    number = vif_number(spec.config.vif, device)
+                    await hotplug.add_card(monitor, number, device, spec, self.info)
+                    save_info(self.directory, self.info)
+                case UsbController():
+                    await passthrough.add_controller(monitor, spec)
+                case UsbDevice():
+                    number = usb_numbers(spec.config.usbdev)[spec.config.usbdev.index(device)]
+                    await passthrough.add_usb(monitor, number, device, self.tree)
+                case PciDevice():
+                    await self._add_pci(monitor, device, spec)
         self.spec = spec
+
+    async def _add_pci(self, monitor: Session, device: PciDevice, spec: DomainSpec) -> None:
+        try:
+            await asyncio.to_thread(vfio.allow_locking, spec, self.pid)
+            await asyncio.to_thread(vfio.open_to, self.tree, [device], spec.uid)
+            await passthrough.add_pci(monitor, device, spec)
+        except BaseException:
+            vfio.close_again(self.tree, [device], kept=self.spec.config.pci)
+            raise
 
     async def unplug(self, device: str, *, force: bool = False) -> None:
         self._refuse_stopped("unplug a device of")
@@ -98,7 +137,8 @@ class QemuDomain(ProcessDomain):
                 hint=f"Without --force the guest is asked; xm destroy {self.spec.config.name} asks nobody.",
             )
         disk = next((disk for disk in self.spec.config.disk if disk.vdev == device), None)
-        hotplug.check_pluggable(self.spec.config, disk)
+        if device_usb(device) is None:
+            hotplug.check_pluggable(self.spec.config, disk)
         async with self._session() as monitor:
             await hotplug.remove(monitor, device)
 
@@ -374,6 +414,11 @@ class QemuDomain(ProcessDomain):
         with contextlib.suppress(PyxenError):
             async with session(self.directory) as monitor:
                 await hotplug.free(monitor, device)
+        if (address := device_pci(device)) is not None:
+            others = tuple(each for each in self.spec.config.pci if each.address != address)
+            vfio.close_again(self.tree, [PciDevice(address)], kept=others)
+            config = msgspec.structs.replace(self.spec.config, pci=others)
+            self.spec = msgspec.structs.replace(self.spec, config=config)
         await super()._free(device)
 
     async def _replug(self) -> None:

@@ -16,6 +16,7 @@ from pyxen.engine.contract import DomainSpec, RunningDomain
 from pyxen.engine.domain import reap
 from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.passthrough.tree import HostTree
 from pyxen.engine.probe import DEVICE, Verdict, kvm_verdict
 from pyxen.engine.process import kill_all
 from pyxen.engine.qemu import copying
@@ -49,9 +50,10 @@ class QemuEngine:
 
     name = "qemu"
 
-    def __init__(self, state: Path, inotify: Inotify | None = None) -> None:
+    def __init__(self, state: Path, inotify: Inotify | None = None, tree: HostTree | None = None) -> None:
         self._state = state
         self._inotify = inotify
+        self._tree = tree or HostTree()
 
     def info(self) -> EngineInfo:
         try:
@@ -129,7 +131,14 @@ class QemuEngine:
             await self._fill(template, spec, directory, state)
         launching = asyncio.ensure_future(
             asyncio.to_thread(
-                launch, spec, directory, accelerator=accelerator, paused=stopped, incoming=incoming, template=template
+                launch,
+                spec,
+                directory,
+                accelerator=accelerator,
+                paused=stopped,
+                incoming=incoming,
+                template=template,
+                tree=self._tree,
             )
         )
         try:
@@ -159,7 +168,14 @@ class QemuEngine:
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         filling = asyncio.ensure_future(
             asyncio.to_thread(
-                launch, spec, folder, accelerator=accelerator, paused=True, incoming=True, template=template
+                launch,
+                spec,
+                folder,
+                accelerator=accelerator,
+                paused=True,
+                incoming=True,
+                template=template,
+                tree=self._tree,
             )
         )
         try:

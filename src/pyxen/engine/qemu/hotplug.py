@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, device_vif, vif_device
+from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, device_usb, device_vif, vif_device
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import slirp_words
@@ -18,6 +18,7 @@ from pyxen.engine.qemu.argv import card
 from pyxen.engine.qemu.disks import disk_device
 from pyxen.engine.qemu.drives import free_drive, limit, open_drive
 from pyxen.engine.qemu.networks import open_network
+from pyxen.engine.qemu.passthrough import free_usb
 from pyxen.engine.qemu.qmp import Session
 from pyxen.engine.qemu.slots import drive_bus
 from pyxen.errors import PyxenError, Unsupported
@@ -110,5 +111,8 @@ async def free(monitor: Session, device: str) -> None:
     if (number := device_vif(device)) is not None:
         with contextlib.suppress(PyxenError):
             await monitor.execute("netdev_del", {"id": f"vif{number}"})
+        return
+    if (number := device_usb(device)) is not None:
+        await free_usb(monitor, number)
         return
     await free_drive(monitor, device)

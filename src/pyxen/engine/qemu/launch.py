@@ -21,11 +21,14 @@ from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.domain import save_info, write_pid
 from pyxen.engine.events import READY_ID
 from pyxen.engine.layers import open_drives
+from pyxen.engine.passthrough import vfio
+from pyxen.engine.passthrough.tree import HostTree
 from pyxen.engine.probe import DEVICE
 from pyxen.engine.process import spawn
 from pyxen.engine.qemu import qmp
 from pyxen.engine.qemu.argv import EVENTS_INPUT, QBOOT, Facts, balloons, build
 from pyxen.engine.qemu.networks import open_networks
+from pyxen.engine.qemu.passthrough import open_usb
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.shares import open_share
 from pyxen.engine.sockets import AGENT, GDB, listen
@@ -71,6 +74,7 @@ def launch(
     paused: bool,
     incoming: bool = False,
     template: Template | None = None,
+    tree: HostTree,
 ) -> tuple[int, StartedInfo]:
     """Start QEMU for ``spec``; returns its process id at once. Raises PyxenError; then there is no process.
 
@@ -81,7 +85,7 @@ def launch(
     info = StartedInfo(accelerator=accelerator)
     try:
         with Descriptors() as descriptors:
-            facts = _gather(spec, directory, accelerator, descriptors, info, incoming=incoming)
+            facts = _gather(spec, directory, accelerator, descriptors, info, incoming=incoming, tree=tree)
             commands = _first_commands(spec.config, incoming=incoming)
             if template is not None:
                 # Opened anew by QEMU; all may open a memfd whose descriptor they have.
@@ -101,6 +105,7 @@ def launch(
                     _ENV,
                     "-C",
                     str(directory),
+                    *vfio.lock_words(spec),
                     *as_user(spec.uid, _groups(accelerator)),
                     *arguments,
                     *descriptors.arguments,
@@ -134,9 +139,11 @@ def _gather(
     info: StartedInfo,
     *,
     incoming: bool,
+    tree: HostTree,
 ) -> Facts:
     """Open and make everything that QEMU will be told of."""
     config = spec.config
+    vfio.open_to(tree, config.pci, spec.uid)
     code = find_firmware(config)
     (directory / "console.out").symlink_to("console.log")
     (directory / "events.out").symlink_to("events")
@@ -158,6 +165,7 @@ def _gather(
         kernel=None if incoming else openable(spec.kernel, spec.uid, directory / "kernel", descriptors),
         ramdisk=None if incoming else openable(spec.ramdisk, spec.uid, directory / "ramdisk", descriptors),
         drives=open_drives(config.disk, descriptors),
+        usb=open_usb(config, descriptors, tree),
         netdevs=open_networks(spec, descriptors, info),
         firmware_code=descriptors.open(code, writable=False) if code else None,
         firmware_variables=descriptors.open(spec.nvram, writable=True) if code and spec.nvram else None,

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, vif_device, vif_numbers
+from pyxen.config.model import Disk, DiskType, DomainConfig, DomainType, pci_device, vif_device, vif_numbers
 from pyxen.engine.contract import DomainSpec
-from pyxen.errors import ResourceExhausted
+from pyxen.errors import Conflict, ResourceExhausted
 
 VGA_MODELS = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
 CONSOLE, SATA, BALLOON, RANDOM, AGENTS, DISPLAY = "console", "sata", "balloon", "rng", "agents", "display"
+USB = "usb"
 """Devices that have no id of their own in a description."""
 _FREE = {"pci.0": range(2, 32), "pcie.0": range(1, 29)}
 """What the machines' own devices leave: host bridge and PIIX3 (pc); host bridge, USB controllers and ICH9 (q35)."""
@@ -57,10 +58,11 @@ def has_virtio_console(spec: DomainSpec) -> bool:
 def laid_out(spec: DomainSpec) -> DomainSpec:
     """The same with a slot for each of its devices: its own where it has one, else the first that is free.
 
-    Raises ResourceExhausted if there are more devices than slots.
+    Raises ResourceExhausted if there are more devices than slots, Conflict if one that must be in a certain slot can't.
     """
     wanted = _devices(spec)
     slots = {device: slot for device, slot in spec.slots.items() if device in wanted}
+    _settle_asked(spec, slots)
     taken = set(slots.values())
     free = (slot for slot in _FREE[bus(spec.config)] if slot not in taken)
     for device in wanted:
@@ -73,6 +75,21 @@ def laid_out(spec: DomainSpec) -> DomainSpec:
                 )
             slots[device] = slot
     return msgspec.structs.replace(spec, slots=slots)
+
+
+def _settle_asked(spec: DomainSpec, slots: dict[str, int]) -> None:
+    """Give those devices their slots that ask for a certain one."""
+    for each in spec.config.pci:
+        device = pci_device(each.address)
+        if each.vslot is None or device in slots:
+            continue
+        if each.vslot not in _FREE[bus(spec.config)] or each.vslot in slots.values():
+            other = next((other for other, slot in slots.items() if slot == each.vslot), "the machine itself")
+            raise Conflict(
+                f"{each.address} can't be in slot {each.vslot:x} of '{spec.config.name}': {other} is there",
+                hint="Leave the slot out to have a free one.",
+            )
+        slots[device] = each.vslot
 
 
 def address(config: DomainConfig, slots: Mapping[str, int], device: str) -> dict[str, str]:
@@ -95,4 +112,6 @@ def _devices(spec: DomainSpec) -> list[str]:
         AGENTS,
         *([DISPLAY] if hvm and config.vga in VGA_MODELS else []),
         *(share_device(share.tag) for share in config.p9),
+        *([USB] if hvm and (config.usb or config.usbdev) else []),
+        *(pci_device(device.address) for device in config.pci),
     ]

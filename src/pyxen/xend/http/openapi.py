@@ -23,6 +23,7 @@ _PARTS = {
     "image": "an image's name",
     "pool": "a CPU pool's name",
     "snapshot": "a snapshot's name",
+    "pci": "a PCI device's address on the host",
 }
 _ANY_ERRORS = (400, 401, 403, 500, 503)
 _BODY_ERRORS = (413, 415)

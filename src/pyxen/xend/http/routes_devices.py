@@ -47,7 +47,7 @@ async def _detach_vif(call: Call) -> api.Domain:
 
 OPERATIONS = (
     Operation(
-        "GET", f"{_ONE}/devices", "listDevices", "A domain's disks and network interfaces", _list,
+        "GET", f"{_ONE}/devices", "listDevices", "A domain's devices that come and go", _list,
         result=device_api.DeviceList, errors=(404,),
     ),
     Operation(

@@ -23,6 +23,7 @@ from pyxen import api
 from pyxen.api import ShutdownReason
 from pyxen.engine.contract import Limits, Moving, Stopped
 from pyxen.errors import Conflict, EngineError, PyxenError
+from pyxen.xend import bound
 from pyxen.xend.life import Life
 from pyxen.xend.migration import disks, fit, wire
 from pyxen.xend.migration.insist import insist
@@ -183,6 +184,7 @@ class Outgoing:
         Raises Conflict with all that doesn't fit.
         """
         head = await head_of(record, live, migration_id)
+        bound.check_copy(live.spec.config)
         # With the disks as they lie here: an image's root layer, too, which would be made anew there.
         config = msgspec.structs.replace(head.config, disk=live.spec.config.disk)
         head = msgspec.structs.replace(head, config=config, generation=live.spec.generation)

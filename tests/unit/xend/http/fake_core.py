@@ -15,7 +15,7 @@ import msgspec
 
 from pyxen import agent_api, api, device_api, run_api, scheduling_api, snapshot_api
 from pyxen.api import PowerState
-from pyxen.config.model import Disk, DomainConfig, Vif
+from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.probe import Verdict
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unavailable, Unsupported
@@ -28,6 +28,7 @@ from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.devices import Devices
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
+from pyxen.xend.passthrough import Passthrough
 from pyxen.xend.sandboxes import Sandbox, Tell
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
@@ -86,6 +87,38 @@ class FakeDevices(Devices):
         return self._core.get(ref)
 
     async def detach_vif(self, ref: str, which: str, *, force: bool = False) -> api.Domain:
+        return self._core.get(ref)
+
+
+class FakePassthrough(Passthrough):
+    """Takes what is asked for; the host has one PCI device."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+
+    async def host_pci(self) -> device_api.HostPciDevices:
+        return device_api.HostPciDevices([], "this host has no IOMMU", "Get one.")
+
+    async def make_assignable(self, address: str) -> None:
+        raise Unsupported("this host has no IOMMU")
+
+    async def give_back(self, address: str) -> None:
+        if address != "0000:03:00.0":
+            raise NotFound(f"this host has no PCI device {address}")
+
+    async def host_usb(self) -> device_api.HostUsbDevices:
+        return device_api.HostUsbDevices([])
+
+    async def attach_pci(self, ref: str, device: PciDevice) -> api.Domain:
+        return self._core.get(ref)
+
+    async def detach_pci(self, ref: str, address: str) -> api.Domain:
+        return self._core.get(ref)
+
+    async def attach_usb(self, ref: str, device: UsbDevice) -> api.Domain:
+        return self._core.get(ref)
+
+    async def detach_usb(self, ref: str, which: str) -> api.Domain:
         return self._core.get(ref)
 
 
@@ -245,6 +278,7 @@ class FakeCore:
         self.places: builtins.list[Place] = []
         self.xenstore = Xenstore(lambda: self.places, self.events.subscribe)
         self.devices = FakeDevices(self)
+        self.passthrough = FakePassthrough(self)
         self.scheduling = FakeScheduling(self)
         self.cpupools = FakeCpuPools(self)
         self.agent = FakeAgents(self)

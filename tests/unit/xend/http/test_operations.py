@@ -72,6 +72,12 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
         ("attach-vif", {"vif": {}}, 200),
         ("attach-vif", {"vif": {"mac": "1"}}, 400),
         ("detach-vif", {"vif": "0", "force": True}, 200),
+        ("attach-pci", {"pci": {"address": "0000:03:00.0"}}, 200),
+        ("attach-pci", {"pci": {"address": "03:00.0"}}, 400),
+        ("detach-pci", {"pci": "0000:03:00.0"}, 200),
+        ("attach-usb", {"usb": {"type": "disk", "target": "/srv/a.img"}}, 200),
+        ("attach-usb", {"usb": {"type": "floppy"}}, 400),
+        ("detach-usb", {"usb": "0"}, 200),
         ("pin-vcpus", {"vcpu": 0, "cpus": "0-3,^1", "cpus_soft": "all"}, 200),
         ("pin-vcpus", {"cpus": "9"}, 400),
         ("pin-vcpus", {"cpus": "0;1"}, 400),
@@ -95,6 +101,14 @@ async def test_orders_for_running_domains(client: httpx2.AsyncClient, core: Fake
     assert (await client.post("/v1/domains/web/dump-core")).json()["name"] == "web"
     assert (await client.get("/v1/domains/web")).json()["memory_mib"] == 64
     assert (await client.get("/v1/domains/web/devices")).json()["disks"] == []
+
+
+async def test_devices_of_the_host(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/v1/pci-devices")).json()["problem"] == "this host has no IOMMU"
+    assert (await client.get("/v1/usb-devices")).json() == {"devices": []}
+    assert problem(await client.post("/v1/pci-devices/0000:03:00.0/make-assignable")).code == "unsupported"
+    assert (await client.post("/v1/pci-devices/0000:03:00.0/give-back")).status_code == 204
+    assert problem(await client.post("/v1/pci-devices/x/give-back")).code == "not-found"
 
 
 async def test_cpu_pools(client: httpx2.AsyncClient, core: FakeCore) -> None:
