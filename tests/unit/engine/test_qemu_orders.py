@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pyxen.api import Trigger
-from pyxen.config.model import DomainConfig, DomainType
-from pyxen.engine.contract import DomainSpec, StartedInfo
+from pyxen.config.model import DiskFormat, DomainConfig, DomainType, PciDevice, UsbDevice, UsbType
+from pyxen.engine.contract import DomainSpec, StartedInfo, UsbController
 from pyxen.engine.inotify import Inotify
+from pyxen.engine.passthrough import vfio
 from pyxen.engine.process import kill_all, marker, spawn
 from pyxen.engine.qemu.domain import QemuDomain
+from pyxen.engine.qemu.slots import laid_out
 from pyxen.errors import EngineError, Unsupported
+from tests.unit.engine.host_tree import NIC, make_tree
 
 pytestmark = pytest.mark.anyio
 
@@ -229,3 +235,113 @@ async def test_a_core_goes_into_the_descriptor(lab: Lab) -> None:
     ]
     with pytest.raises(Unsupported, match="pauses a guest"):
         await domain.dump_core(0, live=True)
+
+
+def with_devices(domain: QemuDomain, **keys: Any) -> DomainSpec:
+    """What the domain is to be."""
+    config = msgspec.structs.replace(domain.spec.config, **keys)
+    return laid_out(msgspec.structs.replace(domain.spec, config=config))
+
+
+def orders(lab: Lab, *names: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, given) for name, given in lab.monitor.orders if name in names]
+
+
+async def test_usb_devices_are_opened_and_handed_over(lab: Lab, tmp_path: Path) -> None:
+    lab.monitor.answers |= {"query-fdsets": [], "query-named-block-nodes": [], "add-fd": {"fdset-id": 4, "fd": 1}}
+    domain = lab.domain(type=DomainType.HVM)
+    tree = make_tree(tmp_path / "host")
+    tree.add_usb("1-2", 1, 3, "046d:c077")
+    domain.tree = tree
+    await domain.plug(UsbController(), with_devices(domain, usb=True))
+    mouse = UsbDevice(type=UsbType.HOST, hostbus=1, hostaddr=3, devid=0)
+    await domain.plug(mouse, with_devices(domain, usb=True, usbdev=(mouse,)))
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(512))
+    stick = UsbDevice(type=UsbType.DISK, target=str(image), format=DiskFormat.RAW, devid=2)
+    await domain.plug(stick, with_devices(domain, usb=True, usbdev=(mouse, stick)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = UsbDevice(type=UsbType.REDIR, peer=f"127.0.0.1:{server.getsockname()[1]}", devid=3)
+        await domain.plug(far, with_devices(domain, usb=True, usbdev=(mouse, stick, far)))
+    assert [given for _, given in orders(lab, "device_add")] == [
+        {"driver": "qemu-xhci", "id": "usb", "p2": 15, "p3": 15, "bus": "pci.0", "addr": "0x6"},
+        {"driver": "usb-host", "id": "usb0", "bus": "usb.0", "port": "1", "hostdevice": "/dev/fdset/4"},
+        {"driver": "usb-storage", "id": "usb2", "bus": "usb.0", "port": "3", "drive": "usb2.0", "removable": True},
+        {"driver": "usb-redir", "id": "usb3", "bus": "usb.0", "port": "4", "chardev": "usb3"},
+    ]
+    backend = {"addr": {"type": "fd", "data": {"str": "usb3"}}, "server": False}
+    assert orders(lab, "getfd", "chardev-add") == [
+        ("getfd", {"fdname": "usb3"}),
+        ("chardev-add", {"id": "usb3", "backend": {"type": "socket", "data": backend}}),
+    ]
+    assert ("add-fd", {"opaque": "usb0"}) in lab.monitor.orders
+    # What a device stood on is let go of when it has gone.
+    lab.monitor.answers["query-fdsets"] = [
+        {"fdset-id": 4, "fds": [{"fd": 1, "opaque": "usb0"}]},
+        {"fdset-id": 5, "fds": [{"fd": 2}]},
+    ]
+    left: list[str] = []
+    domain.on_unplugged(left.append)
+    await domain.unplug("usb0")
+    lab.monitor.event("DEVICE_DELETED", device="usb0", path="/machine/peripheral/usb0")
+    await until(lambda: left == ["usb0"])
+    assert orders(lab, "device_del", "remove-fd") == [("device_del", {"id": "usb0"}), ("remove-fd", {"fdset-id": 4})]
+
+
+async def test_a_usb_device_that_qemu_refuses_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    lab.monitor.answers |= {"query-fdsets": [], "query-named-block-nodes": []}
+    lab.monitor.refusals["device_add"] = "no port is free"
+    domain = lab.domain(type=DomainType.HVM, usb=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = UsbDevice(type=UsbType.REDIR, peer=f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(EngineError, match="'web': QEMU refused device_add: no port is free"):
+            await domain.plug(far, with_devices(domain, usb=True, usbdev=(far,)))
+    assert [name for name, _ in lab.monitor.orders][-3:] == [
+        "chardev-remove",
+        "query-named-block-nodes",
+        "query-fdsets",
+    ]
+
+
+async def test_a_pci_device_is_opened_to_the_domains_user(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(resource, "prlimit", lambda pid, which, both: limits.append((pid, both[1])))
+    domain = lab.domain(type=DomainType.HVM)
+    domain.spec = msgspec.structs.replace(domain.spec, uid=4711)
+    domain.tree = tree = make_tree(tmp_path / "host")
+    nic = PciDevice(NIC)
+    node = tree.dev / "vfio/12"
+    lab.monitor.refusals["device_add"] = "vfio: no"
+    with pytest.raises(EngineError, match="vfio: no"):
+        await domain.plug(nic, with_devices(domain, pci=(nic,)))
+    assert node.stat().st_uid == 0
+    lab.monitor.refusals.clear()
+    limits.clear()
+    await domain.plug(nic, with_devices(domain, pci=(nic,)))
+    place = {"bus": "pci.0", "addr": "0x6"}
+    assert lab.monitor.orders[-1] == (
+        "device_add",
+        {"driver": "vfio-pci", "id": "pci-0000-03-00.0", "host": NIC, **place},
+    )
+    assert node.stat().st_uid == 4711
+    assert limits == [(lab.pid, vfio.locked_bytes(domain.spec))]
+    lab.monitor.event("DEVICE_DELETED", device="pci-0000-03-00.0")
+    await until(lambda: node.stat().st_uid == 0)
+    assert domain.spec.config.pci == ()
+
+
+async def test_devices_that_are_not_there_have_left(lab: Lab) -> None:
+    lab.monitor.answers |= {"qom-list": [{"name": "usb"}, {"name": "usb1"}], "query-fdsets": []}
+    lab.monitor.answers["query-named-block-nodes"] = []
+    sticks = tuple(UsbDevice(type=UsbType.DISK, target=f"/{n}") for n in range(2))
+    domain = lab.domain(type=DomainType.HVM, usbdev=sticks, pci=(PciDevice(NIC),))
+    domain.spec = laid_out(domain.spec)
+    left: list[str] = []
+    domain.on_unplugged(left.append)
+    await domain.learn_devices()
+    await until(lambda: left == ["pci-0000-03-00.0", "usb0"])

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from pyxen.config.model import PciDevice
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.passthrough.binding import check_takeable, load_driver
 from pyxen.engine.passthrough.pci import HostPciDevice, device, group_members
-from pyxen.engine.passthrough.tree import HostTree
+from pyxen.engine.passthrough.tree import HostTree, read
 from pyxen.errors import Conflict, EngineError, NotFound, Unsupported
 
 _OWN_MIB = 1024
 """What QEMU may lock besides the guest's memory: its tables, and firmware that is mapped for devices."""
+_CAP_SYS_RESOURCE = 24
 _HARMLESS = (None, "vfio-pci", "pci-stub", "pcieport")
 """Drivers of a group's other members with which the kernel still hands it out."""
 
@@ -70,13 +73,19 @@ def locked_bytes(spec: DomainSpec) -> int:
 def check_locking(spec: DomainSpec) -> None:
     """Raises Unsupported if this process's limit doesn't let a domain's monitor lock the guest's memory."""
     most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
-    if os.geteuid() == 0 or most in (resource.RLIM_INFINITY,) or most >= locked_bytes(spec):
+    if most == resource.RLIM_INFINITY or most >= locked_bytes(spec) or _may_raise_limits():
         return
     raise Unsupported(
         f"all memory of '{spec.config.name}' must be locked while it has a PCI device, with what QEMU needs "
         f"{locked_bytes(spec) >> 20} MiB; this user may lock {most >> 20} MiB",
         hint="Raise the limit for xend: LimitMEMLOCK= in its unit, or memlock in /etc/security/limits.conf.",
     )
+
+
+def _may_raise_limits() -> bool:
+    """Has this process CAP_SYS_RESOURCE? Root has, unless it is in a container (linux/capability.h)."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", read(Path("/proc/self/status")), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def lock_words(spec: DomainSpec) -> list[str]:
