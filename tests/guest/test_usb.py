@@ -11,15 +11,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from pyxen.image import debs, tiny
-from tests.guest.host import Host, type_line, wait_for
+from tests.guest.host import PROMPT, Host, type_line, wait_for
 from tests.guest.test_systems import package
 from tests.guest.usbredir import NAME, Peer
 
 pytestmark = pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")
-MODULES = ("xhci_pci", "usb_storage", "sd_mod", "usbhid", "hid_generic")
+MODULES = ("xhci_pci", "ehci_pci", "uhci_hcd", "usb_storage", "sd_mod", "usbhid", "hid_generic")
 
 
 @pytest.fixture
@@ -58,6 +59,15 @@ def _refused(host: Host, *words: str) -> str:
     done = host.try_run("xm", *words)
     assert done.returncode == 1, done
     return done.stderr
+
+
+def _back(host: Host) -> pexpect.spawn[str]:
+    """The console of a guest that went on, at a prompt."""
+    console = host.console("box")
+    console.sendline("echo back-$((1 + 1))")
+    console.expect("back-2")
+    console.expect(PROMPT)
+    return console
 
 
 @pytest.mark.timeout(600)
@@ -114,15 +124,13 @@ def test_usb_devices_come_and_go(host: Host, words: list[str], peer: Peer) -> No
     # A saved state has them at their ports, a later xend knows of them.
     host.xm("save", "box", str(host.root / "saved"))
     host.xm("restore", str(host.root / "saved"))
-    console = host.console("box")
-    console.sendline("")
+    console = _back(host)
     wait_for(lambda: sectors("sda") == "2048", "the stick is there still")
     assert type_line(console, "dd if=/dev/sda iflag=direct bs=512 count=1 2>/dev/null | head -n 1") == "written"
     host.kill_xend()
     host.start()
     assert _listed(host) == {0: "attached", 1: "attached"}
-    console = host.console("box")
-    console.sendline("")
+    console = _back(host)
     host.xm("usb-detach", "box", "0")
     wait_for(lambda: sectors("sda") == "none", "the stick is gone")
     assert _listed(host) == {1: "attached"}
