@@ -12,6 +12,8 @@ from pyxen.xenstore.local import Local
 
 _LIMIT = 1 << 20
 _PROTOCOL = "vt100"
+_MOST_WAITING = 4096
+"""Bytes for the guest: it takes them slowly, and what has been given to it can't be taken back."""
 
 
 class HostEnd(Protocol):
@@ -49,7 +51,7 @@ class Channel:
         ref, number = frontend.number("ring-ref"), frontend.number("port")
         if frontend.text("protocol") not in (None, _PROTOCOL):
             raise DeviceError(f"the protocol {frontend.text('protocol')!r} is unknown")
-        console = Console(self._guest.grants.map(ref, write=True), self._end.write, self._notify)
+        console = Console(self._guest.grants.map(ref, write=True), self._end.write, self._notify, _MOST_WAITING)
         self._console, self._ref = console, ref
         try:
             self._port = self._guest.evtchn.bind_backend(number, self._event)

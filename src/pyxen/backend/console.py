@@ -14,33 +14,30 @@ _TYPED_MAX = 64 * 1024
 
 
 class Console:
-    """``write`` is given what the guest prints; ``notify`` raises its event channel.
+    """``write`` is given what the guest prints; ``notify`` raises its event channel. ``most`` bytes may wait for it.
 
     Raises nothing, whatever the guest does: impossible indices are taken as a full or an empty ring.
     """
 
-    def __init__(self, page: memoryview, write: Callable[[bytes], None], notify: Callable[[], None]) -> None:
+    def __init__(
+        self, page: memoryview, write: Callable[[bytes], None], notify: Callable[[], None], most: int = _TYPED_MAX
+    ) -> None:
         self._page = page
         self._u32 = page.cast("I")
         self._write = write
         self._notify = notify
+        self._most = most
         self._typed = bytearray()
-        self._unread = self._u32[abi.IN_CONS >> 2]
         self._lock = threading.Lock()
 
     @property
     def room(self) -> int:
         """How many bytes may be typed now, so that what waits for the guest to read is not too much."""
-        return max(0, _TYPED_MAX - len(self._typed))
+        return max(0, self._most - len(self._typed))
 
     @property
     def full(self) -> bool:
         return not self.room
-
-    @property
-    def heard(self) -> bool:
-        """The guest has read something."""
-        return self._u32[abi.IN_CONS >> 2] != self._unread
 
     def on_event(self) -> None:
         """The guest has printed something, or read something. From any thread."""

@@ -306,6 +306,11 @@ class RunningDomain(Protocol):
         """
         ...
 
+    @property
+    def ends_agent_frames(self) -> bool:
+        """Whether a frame for the agent that its caller leaves unfinished is ended by the engine."""
+        ...
+
     async def agent(self) -> socket.socket:
         """A connection, not blocking, to where the guest's agent answers if there is one (abi.agent).
 

@@ -60,6 +60,8 @@ class ProcessDomain(ABC):
     ``pid`` None: there is no process any more, ``events`` alone tell what happened.
     """
 
+    ends_agent_frames = False
+
     def __init__(
         self, spec: DomainSpec, directory: Path, pid: int | None, inotify: Inotify, info: StartedInfo | None = None
     ) -> None:

@@ -49,6 +49,7 @@ _ANSWER_S = 30.0
 _LOOK_S = 5.0
 _SUSPEND_S = 60.0
 _PROGRESS_S = 0.5
+_AGENT_BUFFER = 8192
 _MACHINE = f"xen-{VERSION}"
 """All else that a reader must have the state itself says."""
 _REFUSALS: dict[str, type[PyxenError]] = {
@@ -60,6 +61,14 @@ _MOST_VCPUS = 64
 
 class XenDomain(ProcessDomain):
     """Speaks to its hypervisor process over ``control.sock``, one connection for each order."""
+
+    ends_agent_frames = True
+
+    async def agent(self) -> socket.socket:
+        connection = await super().agent()
+        # What is in it can't be called back, and the guest would have to read it.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AGENT_BUFFER)
+        return connection
 
     async def pause(self) -> None:
         await self._order("pause", "pause")

@@ -2,9 +2,9 @@
 
 One caller at a time; others wait in the socket. What the guest says while nobody listens is thrown away.
 
-While a guest starts, or goes on elsewhere, its caller greets again and again, each time with much padding before it, in
-case an earlier one has stopped in the midst of something. A guest takes that slowly, so until it has read a first
-greeting only the last one is kept for it.
+Linux takes 16 bytes at a time from such a console, so nothing is said that need not be: a caller that goes in the midst
+of a frame has it ended here, and the next one need not. And Linux's thread that reads consoles must come to rest before
+a guest can suspend itself, so there is silence while it is to.
 """
 
 from __future__ import annotations
@@ -14,15 +14,45 @@ import socket
 import threading
 from typing import Final
 
-from pyxen.abi.agent import MOST_COMMANDS, OUTPUT_WINDOW
+from pyxen.abi.agent import HEADER_SIZE, MOST_COMMANDS, MOST_PAYLOAD, OUTPUT_WINDOW
 from pyxen.backend.console import Console
 from pyxen.hypervisor.loop import Loop
 
 DEVID: Final = 1
 _AT_ONCE: Final = 65536
-_MOST_EARLY: Final = 4096
+_MOST_KEPT: Final = 4096
 _MOST_SAID: Final = 2 * MOST_COMMANDS * OUTPUT_WINDOW + _AT_ONCE
 """Bytes of the guest's that wait for the caller: what an agent may send before it is told to go on, and answers."""
+
+
+class _Place:
+    """Where in a frame the guest is left by what it has been given."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._left = 0
+
+    def passed(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+            elif not self._header and not data[at]:  # padding
+                step = 1
+            else:
+                step = min(HEADER_SIZE - len(self._header), len(data) - at)
+                self._header += data[at : at + step]
+                if len(self._header) == HEADER_SIZE:
+                    self._left, self._header = self._length(), b""
+            at += step
+
+    def missing(self) -> int:
+        """How many zeros end the frame."""
+        return HEADER_SIZE - len(self._header) + self._length() if self._header else self._left
+
+    def _length(self) -> int:
+        return min(MOST_PAYLOAD, int.from_bytes(self._header[4:], "little"))
 
 
 class AgentSocket:
@@ -35,10 +65,12 @@ class AgentSocket:
         self._loop = loop
         self._caller: socket.socket | None = None
         self._console: Console | None = None
+        self._place = _Place()
         self._lock = threading.Lock()
         self._said = bytearray()
-        self._early = b""
-        self._greeted = False
+        self._kept = b""
+        self._zeros = 0
+        self._silent = False
         self._mask = 0
         self._go_on_soon = loop.coalesced(self._go_on)
         self._open = True
@@ -54,13 +86,21 @@ class AgentSocket:
 
     def taken(self) -> None:
         """In a VCPU's thread."""
-        if self._early or not self._mask & selectors.EVENT_READ:
+        if self._kept or self._zeros:
             self._go_on_soon()
 
     def ready(self, console: Console | None) -> None:
-        self._console = console
-        self._greeted = False
-        self._pass_on()
+        had, self._console = self._console, console
+        if had is not None:
+            # The agent that it led to is gone, and so is what it was told of.
+            self._place, self._zeros = _Place(), 0
+            if self._caller is not None:
+                self._hang_up()
+        self._go_on()
+
+    def silence(self, on: bool) -> None:
+        """Give the guest nothing to read for now, or go on."""
+        self._silent = on
         self._go_on()
 
     def close(self) -> None:
@@ -89,29 +129,33 @@ class AgentSocket:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Give the caller what there is for it, and listen to it as long as the guest takes what it says."""
-        if self._caller is None or not self._open:
+        """Give each side what there is for it, and listen to the caller as long as the guest takes what it says."""
+        if not self._open:
             return
         self._pass_on()
+        if self._caller is None:
+            return
         with self._lock:
             alive = len(self._said) <= _MOST_SAID and self._give()
             waiting = bool(self._said)
         if not alive:
             self._hang_up()
             return
-        full = self._console is not None and self._console.full
+        full = len(self._kept) >= _MOST_KEPT
         self._watch((0 if full else selectors.EVENT_READ) | (selectors.EVENT_WRITE if waiting else 0))
 
-    def _waits(self) -> bool:
-        """The guest has yet to read the first greeting."""
-        return self._console is not None and self._greeted and not self._console.heard
-
     def _pass_on(self) -> None:
-        """Give the guest what was kept for it, if it is there and listens."""
-        if self._console is not None and self._early and not self._waits():
-            self._console.type(self._early)
-            self._early = b""
-            self._greeted = True
+        """Give the guest the rest of a frame whose caller has gone, then what the caller has said."""
+        console = self._console
+        if console is None or self._silent:
+            return
+        if self._zeros and (room := console.room):
+            console.type(bytes(min(self._zeros, room)))
+            self._zeros -= min(self._zeros, room)
+        if self._kept and not self._zeros and (room := console.room):
+            piece, self._kept = self._kept[:room], self._kept[room:]
+            console.type(piece)
+            self._place.passed(piece)
 
     def _give(self) -> bool:
         assert self._caller is not None
@@ -127,29 +171,22 @@ class AgentSocket:
     def _ready(self, mask: int) -> None:
         if self._caller is None:  # it was hung up on after the selector had seen it
             return
-        if mask & selectors.EVENT_READ and not self._take():
+        if mask & selectors.EVENT_READ and not self._take(self._caller):
             self._hang_up()
             return
         self._go_on()
 
-    def _take(self) -> bool:
+    def _take(self, caller: socket.socket) -> bool:
         """Take something that the caller says; False if it has gone."""
-        assert self._caller is not None
-        self._pass_on()
-        # Once and for all: it may begin to listen at any moment.
-        listener = None if self._console is None or self._early or not self._console.heard else self._console
-        if listener is not None and listener.full:
+        if len(self._kept) >= _MOST_KEPT:
             return True
         try:
-            data = self._caller.recv(_AT_ONCE if listener is None else listener.room)
+            data = caller.recv(_MOST_KEPT - len(self._kept))
         except BlockingIOError:
             return True
         except OSError:
             return False
-        if listener is not None:
-            listener.type(data)
-        else:
-            self._early = (self._early + data)[-_MOST_EARLY:]
+        self._kept += data
         return bool(data)
 
     def _hang_up(self) -> None:
@@ -158,10 +195,13 @@ class AgentSocket:
         with self._lock:
             caller, self._caller = self._caller, None
             self._said.clear()
-        self._early = b""
+        self._kept = b""
+        if not self._zeros:
+            self._zeros, self._place = self._place.missing(), _Place()
         if caller is not None:
             caller.close()
         self._listen()
+        self._pass_on()
 
     def _watch(self, mask: int) -> None:
         assert self._caller is not None

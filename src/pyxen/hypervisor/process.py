@@ -70,6 +70,7 @@ class DomainProcess:
         self._paused = True
         self._suspended = False
         self._suspending = False
+        self._agent: AgentSocket | None = None
         self._words: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: T201  the file "stderr"
         self.loop = Loop()
         self._log = Log(directory / "console.log")
@@ -103,7 +104,8 @@ class DomainProcess:
         for number, vif in zip(vif_numbers(config.vif), config.vif, strict=True):
             self._devices.attach_vif(number, vif, sources.link(number))
         if sources.agent is not None:
-            self._devices.attach_agent(AgentSocket(sources.agent, self.loop))
+            self._agent = AgentSocket(sources.agent, self.loop)
+            self._devices.attach_agent(self._agent)
 
     def _build(self) -> tuple[KvmMachine, Domain]:
         spec = self.spec
@@ -226,6 +228,7 @@ class DomainProcess:
         if not self._suspended:
             raise Conflict(f"'{self.spec.config.name}' is not suspended")
         self._suspended = False
+        self._silence_agent(False)
         self.domain.resume()
         self.machine.resume()
         self._events.woken()
@@ -238,13 +241,19 @@ class DomainProcess:
         if reason not in _ORDERS:
             raise InvalidRequest(f"a guest can't be asked to {reason!r}", hint=f"Use one of {', '.join(_ORDERS)}.")
         self._suspending = reason == "suspend"
+        self._silence_agent(self._suspending)
         self.toolstack.ask(reason)
 
     def withdraw(self) -> dict[str, object]:
         """Ask the guest no longer to suspend itself. ``expected``: it has heard it, and is about to."""
         if self._suspending and self.toolstack.withdraw("suspend"):
             self._suspending = False
+        self._silence_agent(False)
         return {"expected": self._suspending}
+
+    def _silence_agent(self, on: bool) -> None:
+        if self._agent is not None:
+            self._agent.silence(on)
 
     def status(self) -> dict[str, object]:
         return {

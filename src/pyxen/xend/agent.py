@@ -105,7 +105,7 @@ class Agents:
             await self.forget(uuid)
             connection = await live.process.agent()
             try:
-                link = await Link.open(name, connection, wait_s)
+                link = await Link.open(name, connection, wait_s, ends_frames=live.process.ends_agent_frames)
             except TimeoutError:
                 raise Unsupported(
                     f"no agent answered in '{name}' within {wait_s:g} s",

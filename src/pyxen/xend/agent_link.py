@@ -21,6 +21,8 @@ _READ = 1 << 16
 _SIGHUP = 1
 _ASK_AGAIN_S = 2.0
 _MOST_IDS = 1 << 16
+_PIECE = 1 << 14
+"""Bytes of input in one frame: the rest of one that is cut off must be made up for."""
 
 
 class Refused(Exception):
@@ -73,7 +75,7 @@ class Command:
             if self._window == 0:
                 await self._wait()
                 continue
-            piece = view[: min(self._window, MOST_PAYLOAD)]
+            piece = view[: min(self._window, _PIECE)]
             self._window -= len(piece)
             view = view[len(piece) :]
             await self._link.send(Frame(Kind.DATA, Stream.IN, self._id, bytes(piece)))
@@ -161,8 +163,13 @@ class Link:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def open(cls, name: str, connection: socket.socket, timeout_s: float | None) -> Link:
-        """Greet the agent of domain ``name`` over a connected socket. Raises TimeoutError if none answers in time."""
+    async def open(
+        cls, name: str, connection: socket.socket, timeout_s: float | None, *, ends_frames: bool = False
+    ) -> Link:
+        """Greet the agent of domain ``name`` over a connected socket. Raises TimeoutError if none answers in time.
+
+        ``ends_frames``: the agent is not left waiting for the rest of what an earlier xend began to say.
+        """
         try:
             reader, writer = await asyncio.open_unix_connection(sock=connection)
         except BaseException:
@@ -171,7 +178,7 @@ class Link:
         link = cls(name, reader, writer)
         try:
             async with asyncio.timeout(timeout_s):
-                await link._greet()
+                await link._greet(b"" if ends_frames else PADDING)
         except BaseException:
             link.close()
             raise
@@ -238,17 +245,18 @@ class Link:
         command = self._commands[number] = Command(self, number)
         return command
 
-    async def _greet(self) -> None:
+    async def _greet(self, padding: bytes) -> None:
         """Until it answers: it may not be there yet, or still be reading what an earlier xend began to say."""
-        padding, wait_s = b"", _ASK_AGAIN_S
+        first, wait_s = True, _ASK_AGAIN_S
         while not self._greeted.is_set():
-            nonce = secrets.token_bytes(NONCE_SIZE)
+            # Letters: a console that is not the agent's yet takes others for orders to itself.
+            nonce = secrets.token_hex(NONCE_SIZE // 2).encode()
             self._frames.expect(nonce)
-            self._writer.write(padding + Frame(Kind.HELLO, payload=nonce).pack())
+            self._writer.write((b"" if first else padding) + Frame(Kind.HELLO, payload=nonce).pack())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._greeted.wait()
-            padding, wait_s = PADDING, wait_s * 2
+            first, wait_s = False, wait_s * 2
         self.check()
 
     async def _listen(self) -> None:

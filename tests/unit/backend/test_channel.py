@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyxen.abi import console_ring as abi
+from pyxen.abi.agent import Kind
 from pyxen.abi.xenbus import XenbusState
 from pyxen.backend import channel
 from pyxen.backend.xenbus import Address, introduce
@@ -21,6 +22,7 @@ from pyxen.engine.sockets import listen
 from pyxen.hypervisor import agent
 from pyxen.hypervisor.agent import AgentSocket
 from pyxen.hypervisor.loop import Loop
+from pyxen.xend.agent_frames import Frame
 from pyxen.xenstore.errors import XsError
 from tests.unit.backend.guest import PATIENCE_S, ScriptedGuest
 
@@ -143,30 +145,75 @@ def test_what_is_said_before_the_guest_is_there_waits_for_it(lab: Lab) -> None:
     assert lab.hear() == b"early"
 
 
-def test_of_many_greetings_the_guest_hears_the_last_one(lab: Lab) -> None:
+def test_a_guest_that_is_not_there_yet_stops_its_caller_and_loses_nothing(lab: Lab) -> None:
     caller = lab.call()
-    for number in range(5):
-        caller.sendall(bytes(70_000) + b"greeting %d" % number)
-        for _ in range(5):
-            lab.turn()
+    data = bytes(range(251)) * 4000
+    sent = 0
+    for _ in range(100):
+        lab.turn()
+        with contextlib.suppress(BlockingIOError):
+            sent += caller.send(data[sent:])
+    assert sent < len(data)
     lab.connect()
-    heard = lab.hear()
-    assert heard.endswith(b"greeting 4") and len(heard) <= 4096
+    assert lab.hear() == data[:sent]
 
 
-def test_of_the_greetings_that_a_guest_has_not_read_there_are_two(lab: Lab) -> None:
-    """The first is in its ring when its agent comes; the others would only keep it busy."""
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(-3, 6000), min_size=1, max_size=6), cut=st.integers(1, 20_000))
+def test_a_frame_that_a_caller_leaves_unfinished_is_ended(tmp_path: Path, sizes: list[int], cut: int) -> None:
+    lab = Lab(tmp_path)
+    frames = [Frame(Kind.DATA, payload=b"x" * size).pack() if size >= 0 else b"\0" for size in sizes]
+    said = b"".join(frames)[:cut]
+    caller = lab.call()
+    lab.connect()
+    caller.sendall(said)
+    heard = lab.hear()
+    assert heard == said
+    caller.close()
+    lab.turn()
+    lab.call().sendall(b"the next")
+    heard += lab.hear()
+    assert heard.endswith(b"the next")
+    assert not heard[len(said) : -8].strip(b"\0")
+    position = 0
+    while position < len(heard) - 8:
+        position += 8 + int.from_bytes(heard[position + 4 : position + 8], "little") if heard[position] else 1
+    assert position == len(heard) - 8, "an agent takes it for the beginning of a frame"
+    lab.device.destroy()
+    lab.callers[-1].close()
+    lab.loop.close()
+
+
+def test_what_a_guest_has_not_been_given_goes_with_its_caller(lab: Lab) -> None:
     lab.connect()
     caller = lab.call()
-    for number in range(5):
-        caller.sendall((bytes(70_000) if number else b"") + b"greeting %d" % number)
-        for _ in range(5):
-            lab.turn()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    data = Frame(Kind.DATA, payload=b"x" * 60_000).pack()
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            data = data[caller.send(data) :]
+        lab.turn()
+    assert data
+    caller.close()
+    lab.turn()
+    lab.call().sendall(b"the next")
     heard = lab.hear()
-    assert heard.startswith(b"greeting 0") and heard.endswith(b"greeting 4")
-    assert len(heard) <= 10 + 4096
-    caller.sendall(b"and on")
-    assert lab.hear() == b"and on"
+    assert heard.count(b"x") < 30_000
+    assert len(heard) == 60_008 + 8 and heard.endswith(b"the next")
+
+
+def test_while_a_guest_is_to_suspend_itself_nothing_is_said_to_it(lab: Lab) -> None:
+    lab.connect()
+    caller = lab.call()
+    caller.sendall(b"before")
+    assert lab.hear() == b"before"
+    lab.end.silence(True)
+    caller.sendall(b"after")
+    assert lab.hear() == b""
+    lab.say(b"it may still speak")
+    assert lab.wait(caller, 18) == b"it may still speak"
+    lab.end.silence(False)
+    assert lab.hear() == b"after"
 
 
 def test_what_a_caller_left_that_has_gone_is_not_the_next_ones(lab: Lab) -> None:
@@ -240,7 +287,10 @@ def test_a_front_end_that_comes_again_goes_on(lab: Lab) -> None:
     lab.guest.write(f"{FRONT}/state", XenbusState.CLOSED.value)
     assert lab.state() == str(XenbusState.CLOSED.value)
     assert not lab.guest.grants.mapped
-    caller.sendall(b"meanwhile")
+    lab.turn()
+    assert caller.recv(1) == b"", "who spoke to the agent that was there must greet the next one"
+    again = lab.call()
+    again.sendall(b"meanwhile")
     lab.turn()
     lab.guest.write(f"{FRONT}/state", XenbusState.INITIALISING.value)
     lab.connect()
