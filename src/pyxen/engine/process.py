@@ -17,16 +17,25 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from pyxen.engine.numa import preferring
+from pyxen.engine.smallpages import pages
 
 _GRACE_S = 5.0
 _TAIL_BYTES = 4096
 
 
-def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = (), nodes: Collection[int] = ()) -> int:
+def spawn(
+    argv: Sequence[str],
+    *,
+    stderr: Path,
+    pass_fds: Iterable[int] = (),
+    nodes: Collection[int] = (),
+    small_pages: bool = False,
+) -> int:
     """Start ``argv`` (its first word is an absolute path) in a session of its own; returns its process id.
 
     Its standard input is empty, its output goes to the file ``stderr``; the descriptors ``pass_fds`` keep their
-    numbers in it. It takes its memory from the NUMA ``nodes`` first, if there are any. Raises OSError.
+    numbers in it. It takes its memory from the NUMA ``nodes`` first, if there are any, and with ``small_pages`` never
+    in huge ones by itself. Raises OSError.
     """
     pass_fds = list(pass_fds)
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]] = [
@@ -38,7 +47,7 @@ def spawn(argv: Sequence[str], *, stderr: Path, pass_fds: Iterable[int] = (), no
         # What this process itself was given by its parent (a shell's pipe, say) must not be held open for ever.
         *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in pass_fds),
     ]
-    with preferring(nodes):
+    with preferring(nodes), pages(small=small_pages):
         return os.posix_spawn(
             argv[0],
             list(argv),

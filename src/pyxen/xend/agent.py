@@ -80,6 +80,22 @@ class Agents:
             raise
         return ended(command).status, words.decode(errors="replace").strip()
 
+    async def write(self, live: Live, request: agent_api.WriteFileRequest, data: bytes) -> None:
+        """Make or replace a file. Raises PyxenError."""
+        link = await self._link(live, request.wait_s)
+        command = await begin_on(link, live.spec.config.name, request)
+        await command.write(data)
+        await command.end_input()
+        await _to_its_end(command, live, request)
+
+    async def size(self, live: Live, request: agent_api.ReadFileRequest) -> int:
+        """How long a file is. Raises PyxenError, NotFound if there is none."""
+        link = await self._link(live, request.wait_s)
+        command = await begin_on(link, live.spec.config.name, request)
+        size = started(request, await command.until_started()).size
+        await _to_its_end(command, live, request)
+        return size or 0
+
     async def forget(self, uuid: str) -> None:
         """Let go of the connection to a domain's agent."""
         _, link = self._links.pop(uuid, (0, None))
@@ -141,6 +157,15 @@ async def begin_on(link: Link, name: str, request: agent_api.AgentRequest) -> Co
                 return await link.begin(Kind.OPEN, Stream.IN, _open_payload(request.mode, request.path))
     except Refused as refused:
         raise _explain(name, request, refused.errno) from None
+
+
+async def _to_its_end(command: Command, live: Live, request: agent_api.AgentRequest) -> None:
+    """Let go of what a command or file says, up to its end. Raises PyxenError if it fails."""
+    try:
+        while await command.output() is not None:
+            pass
+    except Refused as refused:
+        raise _explain(live.spec.config.name, request, refused.errno) from None
 
 
 def ended(command: Command) -> agent_api.AgentEnded:

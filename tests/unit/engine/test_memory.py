@@ -66,6 +66,20 @@ def test_a_process_is_told_by_who_starts_it(tmp_path: Path, chosen: bool) -> Non
     assert {line.split()[1] for line in mine} == {"default"}
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_a_process_may_have_small_pages_only(tmp_path: Path, small: bool) -> None:
+    pid = spawn(["/bin/sleep", "60"], stderr=tmp_path / "stderr", small_pages=small)
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        if "THP_enabled" not in status:
+            pytest.skip("this kernel doesn't say")
+        assert f"THP_enabled:\t{int(not small)}" in status
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert "THP_enabled:\t1" in Path("/proc/self/status").read_text()
+
+
 def test_a_node_that_is_not_there_is_no_error() -> None:
     with preferring([900]):
         assert os.getpid()

@@ -113,6 +113,7 @@ def launch(
                 stderr=directory / "stderr",
                 pass_fds=descriptors.fds,
                 nodes=spec.nodes,
+                small_pages=template is not None and template.full,
             )
         write_pid(directory, pid)
         if (group := cgroup.enter(spec.uuid, pid)) is not None:
