@@ -5,16 +5,20 @@ Each is a process with its own arguments, environment and streams all the same; 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 IN_TEST_HOST = "PYXEN_TEST_HOST" in os.environ
-_MODULES = {"xm": "pyxen.xm.__main__", "xend": "pyxen.xend.__main__"}
-_FILES = 4096
+_XEND = "pyxen.xend"
+_MODULES = {"xm": "pyxen.xm.__main__", "xend": f"{_XEND}.__main__"}
+_POPEN = subprocess.Popen
 
 
 def program(argv: Sequence[str], environ: Mapping[str, str]) -> Callable[[], None] | None:
@@ -25,28 +29,52 @@ def program(argv: Sequence[str], environ: Mapping[str, str]) -> Callable[[], Non
     main = import_module(_MODULES[name]).main
     if name == "xm":
         _load_what_it_will_need(argv[1:])
+    else:
+        import_module("pyxen.xend.daemon")
 
     def run() -> None:
-        # This also tells whoever waits for the program to be executed that it has been.
-        os.closerange(3, _FILES)
+        if name == "xend":
+            vars(subprocess)["Popen"] = _Fork
         os.environ.clear()
         os.environ.update(environ)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv = list(argv)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
-        status = 1
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
+        _become(argv, main)
 
     return run
+
+
+class _Fork(subprocess.Popen[bytes]):
+    """``python -m pyxen.xend …`` as a fork too; everything else as ever."""
+
+    def __init__(self, argv: list[str], *, pass_fds: Sequence[int] = (), **options: Any) -> None:
+        if argv[1:3] == ["-m", _XEND]:
+            main = import_module(f"{_XEND}.__main__").main
+            options["preexec_fn"] = lambda: _become([_XEND, *argv[3:]], main, pass_fds)
+        super().__init__(argv, pass_fds=pass_fds, **options)
+
+
+def _become(argv: Sequence[str], main: Callable[[], None], kept: Sequence[int] = ()) -> None:
+    """Be this program, in a process that has just been forked."""
+    # This also tells whoever waits for the program to be executed that it has been.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    if argv[0] == _XEND:
+        vars(subprocess)["Popen"] = _POPEN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = list(argv)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    status = 1
+    try:
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def _load_what_it_will_need(words: Sequence[str]) -> None:
