@@ -38,6 +38,6 @@ class SmallHost(Host):
 
     def stop(self) -> list[str]:
         leftovers = super().stop()
-        subprocess.run(["umount", "--lazy", str(self.root)], check=True)
+        subprocess.run(["umount", "-l", str(self.root)], check=True)
         shutil.rmtree(self.root)
         return leftovers
