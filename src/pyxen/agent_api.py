@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from pyxen.api import Problem
+from pyxen.api import AgentKind, Problem
 
 GuestPath = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$(?!\n)")]
 """A path in a guest."""
@@ -101,6 +101,25 @@ class AgentEvent(Struct, omit_defaults=True):
     """So many more of the client's binary messages have been taken."""
     ended: AgentEnded | None = None
     error: Problem | None = None
+
+
+class GuestInterface(Struct):
+    """A network interface as the guest has it."""
+
+    name: str
+    mac: str | None = None
+    addresses: list[str] = field(default_factory=list)
+    """Each with the length of its network's prefix: ``10.0.2.15/24``."""
+
+
+class GuestInterfaces(Struct):
+    """What a guest's agent says of its network."""
+
+    domid: int | None
+    name: str
+    agent: AgentKind | None = None
+    """Which one; None: none is known to be there, or it did not say."""
+    interfaces: list[GuestInterface] = field(default_factory=list)
 
 
 class ExecResult(Struct):

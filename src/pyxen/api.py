@@ -117,6 +117,15 @@ class ShutdownReason(StrEnum):
     """The monitor's process died under the domain."""
 
 
+class AgentKind(StrEnum):
+    """Agents that a guest may have."""
+
+    PYXEN = "pyxen"
+    """Our own."""
+    QEMU = "qemu"
+    """QEMU's guest agent."""
+
+
 class Trigger(StrEnum):
     """Events of hardware, in the words of xl's trigger."""
 
@@ -201,6 +210,8 @@ class Domain(Struct):
     """The socket to which gdb can connect."""
     forwards: list[str] = field(default_factory=list)
     """User-mode port forwards, ``tcp 127.0.0.1:2222 -> 22``."""
+    agent: AgentKind | None = None
+    """The guest's, that xend asks; None: none is known to be there."""
     warnings: list[str] = field(default_factory=list)
     jail: list[str] = field(default_factory=list)
     """What confines the domain's process (docs/security.md)."""

@@ -9,6 +9,8 @@ from pyxen.config.model import Name
 
 class SnapshotRequest(Struct, forbid_unknown_fields=True):
     name: Name
+    quiesce: bool = False
+    """Have QEMU's guest agent write out and freeze the guest's file systems meanwhile."""
 
 
 class Snapshot(Struct):

@@ -186,6 +186,10 @@ def devices(ref: str) -> Call[device_api.DeviceList]:
     return Call("GET", _domain_path(ref, "devices"), device_api.DeviceList, ref=ref)
 
 
+def guest_interfaces(ref: str) -> Call[agent_api.GuestInterfaces]:
+    return Call("GET", _domain_path(ref, "guest-interfaces"), agent_api.GuestInterfaces, ref=ref)
+
+
 def _slow(ref: str, verb: str, body: msgspec.Struct) -> Call[api.Domain]:
     return Call("POST", _domain_path(ref, verb), api.Domain, msgspec.json.encode(body), ref, slow=True)
 
@@ -360,8 +364,8 @@ def snapshots(ref: str | None) -> Call[snapshot_api.SnapshotList]:
     return Call("GET", _domain_path(ref, "snapshots") if ref else "/v1/snapshots", snapshot_api.SnapshotList, ref=ref)
 
 
-def create_snapshot(ref: str, name: str) -> Call[snapshot_api.Snapshot]:
-    body = msgspec.json.encode(snapshot_api.SnapshotRequest(name))
+def create_snapshot(ref: str, name: str, *, quiesce: bool) -> Call[snapshot_api.Snapshot]:
+    body = msgspec.json.encode(snapshot_api.SnapshotRequest(name, quiesce))
     return Call("POST", _domain_path(ref, "snapshots"), snapshot_api.Snapshot, body, ref, slow=True)
 
 

@@ -112,6 +112,10 @@ class AsyncClient:
         """A domain's devices that come and go: disks, network interfaces, PCI and USB devices."""
         return await self._call(_calls.devices(ref))
 
+    async def guest_interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        """A guest's network interfaces and addresses, as its agent has them; none where no agent says."""
+        return await self._call(_calls.guest_interfaces(ref))
+
     async def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
         """Give a domain a disk: a running one at once, a managed one that doesn't run at its next start."""
         return await self._call(_calls.attach_disk(ref, disk))
@@ -203,9 +207,9 @@ class AsyncClient:
         """A domain's snapshots, or all, the oldest first."""
         return (await self._call(_calls.snapshots(ref))).snapshots
 
-    async def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
+    async def create_snapshot(self, ref: str, name: str, *, quiesce: bool = False) -> snapshot_api.Snapshot:
         """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
-        return await self._call(_calls.create_snapshot(ref, name))
+        return await self._call(_calls.create_snapshot(ref, name, quiesce=quiesce))
 
     async def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> api.Domain:
         """Take a domain back to a snapshot, whether it runs or not."""

@@ -109,6 +109,10 @@ class Client:
         """A domain's devices that come and go: disks, network interfaces, PCI and USB devices."""
         return self._call(_calls.devices(ref))
 
+    def guest_interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        """A guest's network interfaces and addresses, as its agent has them; none where no agent says."""
+        return self._call(_calls.guest_interfaces(ref))
+
     def attach_disk(self, ref: str, disk: Disk) -> api.Domain:
         """Give a domain a disk: a running one at once, a managed one that doesn't run at its next start."""
         return self._call(_calls.attach_disk(ref, disk))
@@ -200,9 +204,9 @@ class Client:
         """A domain's snapshots, or all, the oldest first."""
         return self._call(_calls.snapshots(ref)).snapshots
 
-    def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
+    def create_snapshot(self, ref: str, name: str, *, quiesce: bool = False) -> snapshot_api.Snapshot:
         """Keep a running domain's memory and disks as they are now; it stands still meanwhile."""
-        return self._call(_calls.create_snapshot(ref, name))
+        return self._call(_calls.create_snapshot(ref, name, quiesce=quiesce))
 
     def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> api.Domain:
         """Take a domain back to a snapshot, whether it runs or not."""

@@ -15,6 +15,7 @@ folder (``RUN/domains/DOMID``), written by xend before the start and by the proc
     control.sock  the engine's own control channel
     gdb.sock      leads to the engine's stub for gdb, for a domain that has one
     agent.sock    leads to the agent in the guest, whether it has one or not; one connection at a time
+    qga.sock      the same, to QEMU's guest agent, where the guest could have that one
     copies.sock   of a domain that arrives: an NBD server, with an export of its vdev's name for each empty disk
     copy-VDEV     of a domain that is being sent: xend's socket, which leads to that disk's export on the other host
 
@@ -24,14 +25,14 @@ Nothing here polls: console.log and events are watched by inotify, the process b
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import msgspec
 
-from pyxen.api import EngineInfo, ShutdownReason, Trigger, Vcpu
+from pyxen.api import AgentKind, EngineInfo, ShutdownReason, Trigger, Vcpu
 from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
 from pyxen.engine.cgroup.shares import Shares
 from pyxen.engine.placement import Placement
@@ -311,8 +312,17 @@ class RunningDomain(Protocol):
         """Whether a frame for the agent that its caller leaves unfinished is ended by the engine."""
         ...
 
-    async def agent(self) -> socket.socket:
-        """A connection, not blocking, to where the guest's agent answers if there is one (abi.agent).
+    @property
+    def agents(self) -> Collection[AgentKind]:
+        """The agents that are known to be there; one that isn't in it may be there where the monitor can't see it."""
+        ...
+
+    async def until_agent(self, kind: AgentKind) -> None:
+        """Return when that agent is known to be there, or the guest has stopped."""
+        ...
+
+    async def agent(self, kind: AgentKind = AgentKind.PYXEN) -> socket.socket:
+        """A connection, not blocking, to where the guest's agent answers if there is one (abi.agent, abi.qga).
 
         Raises Unsupported where no agent can be reached, Conflict if the guest has stopped.
         """

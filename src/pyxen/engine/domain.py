@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import msgspec
 
-from pyxen.api import ShutdownReason
+from pyxen.api import AgentKind, ShutdownReason
 from pyxen.config.model import Disk, Vif, vif_device, vif_numbers
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, Limits, Moving, Pluggable, StartedInfo, Statistics, Stopped
@@ -30,7 +30,7 @@ from pyxen.engine.passthrough import vfio
 from pyxen.engine.passthrough.tree import HostTree
 from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
 from pyxen.engine.process import Process, kill_all, last_words, read_pid
-from pyxen.engine.sockets import AGENT, connect
+from pyxen.engine.sockets import AGENT_PORTS, AGENTS, connect
 from pyxen.engine.threads import ThreadClock, vcpu_threads
 from pyxen.errors import Conflict, EngineError, Unavailable, Unsupported
 
@@ -230,12 +230,22 @@ class ProcessDomain(ABC):
     async def save_state(self, stream: int) -> None:
         raise self._unsaveable()
 
-    async def agent(self) -> socket.socket:
+    @property
+    def agents(self) -> Collection[AgentKind]:
+        if self._stopped is not None:
+            return ()
+        return [kind for kind, port in AGENT_PORTS.items() if port in self._events.fate.ports]
+
+    async def until_agent(self, kind: AgentKind) -> None:
+        while self._stopped is None and kind not in self.agents:
+            await self._next_change()
+
+    async def agent(self, kind: AgentKind = AgentKind.PYXEN) -> socket.socket:
         name = self.spec.config.name
         if self._stopped is not None:
             raise Conflict(f"cannot speak to the agent of '{name}': its guest has stopped")
         try:
-            return await connect(self.directory, AGENT)
+            return await connect(self.directory, AGENTS[kind])
         except FileNotFoundError:
             raise Unsupported(
                 f"no way leads to an agent in '{name}'", hint="It will when it is started anew."

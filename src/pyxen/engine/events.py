@@ -63,6 +63,8 @@ class Fate:
     """What the guest has, after what its balloon has taken."""
     online: frozenset[int] | None = None
     """The VCPUs that are up, where the monitor is one that says so."""
+    ports: set[str] = field(default_factory=set)
+    """Ids of the serial ports that a program in the guest has opened."""
     unplugged: list[str] = field(default_factory=list)
     """Ids of devices that the guest has let go, in order; for the reader to empty."""
 
@@ -99,6 +101,9 @@ class Fate:
             case "VCPUS_CHANGED":
                 if isinstance(online := _get(data, "online"), list):
                     self.online = frozenset(number for number in online if isinstance(number, int))
+            case "VSERPORT_CHANGE":
+                if isinstance(port := _get(data, "id"), str):
+                    (self.ports.add if _get(data, "open") is True else self.ports.discard)(port)
             case "DEVICE_DELETED":
                 if isinstance(device := _get(data, "device"), str):
                     self.unplugged.append(device)

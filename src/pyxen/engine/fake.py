@@ -4,7 +4,8 @@ engine can be tried in milliseconds, adoption after xend's death included.
 A domain's process prints ``fake domain NAME`` and echoes what is typed. A line on ``console.in`` or in the FIFO
 ``fake.ctl`` makes it act: ``poweroff``, ``reboot``, ``reset``, ``crash``, ``shutdown`` (its power button), ``exit``
 (dies without a word), ``pause``, ``unpause``, ``suspend``, ``resume``, ``vcpus N``, ``memory MIB``, ``sysrq KEY``,
-``nmi``, ``unplug ID``, ``take ID``. Words in the command line change its manners: ``fake.silent`` prints nothing,
+``nmi``, ``unplug ID``, ``take ID``, ``port ID open``. Words in the command line change its manners:
+``fake.silent`` prints nothing,
 ``fake.deaf`` ignores the power button, ``fake.fail`` dies before it is ready, ``fake.stubborn`` ignores SIGTERM,
 ``fake.dumpless`` dumps no core, ``fake.groupless`` has no cgroup, ``fake.clinging`` lets go of no device, ``fake.full``
 takes none.
@@ -77,6 +78,8 @@ def act(word):
     elif word.startswith("take ") or word.startswith("unplug ") and "fake.clinging" not in manners:
         device = word.split()[1]
         event("DEVICE_DELETED", device=device, path="/machine/peripheral/" + device)
+    elif word.startswith("port "):
+        event("VSERPORT_CHANGE", id=word.split()[1], open=word.split()[2] == "open")
     elif word == "pause":
         event("STOP")
     elif word == "unpause":

@@ -9,10 +9,15 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyxen.api import AgentKind
+
 _LONGEST_UNIX_PATH = 107
 
-AGENT = "agent.sock"
-"""Leads to the agent in the guest, where there is one."""
+AGENTS = {AgentKind.PYXEN: "agent.sock", AgentKind.QEMU: "qga.sock"}
+"""Lead to the agents in the guest, where there are some."""
+AGENT = AGENTS[AgentKind.PYXEN]
+AGENT_PORTS = {AgentKind.PYXEN: "agent-port", AgentKind.QEMU: "qga-port"}
+"""Ids of QEMU's devices behind them; of those that have one it says when the guest opens them."""
 GDB = "gdb.sock"
 """Leads to the engine's stub for gdb."""
 

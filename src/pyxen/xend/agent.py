@@ -1,31 +1,31 @@
-"""Commands and files in guests, through their agents: one connection to each guest, made when it is first needed."""
+"""The agents in guests: which of them answers for a guest, and one connection to each, made when it is first needed.
+
+Our own comes first, where a guest has it. QEMU's guest agent is asked where that one is known to be there and ours is
+not: QEMU says which serial ports are open in the guest.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import struct
-import time
+import contextlib
 
 from pyxen import agent_api
-from pyxen.abi.agent import EXEC_TTY, Kind, Stream
-from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unsupported
-from pyxen.xend.agent_frames import exec_payload
-from pyxen.xend.agent_link import Command, Link, Refused
+from pyxen.api import AgentKind
+from pyxen.errors import Conflict, PyxenError, Unsupported
+from pyxen.xend.agent_contract import GuestAgent, GuestCommand
+from pyxen.xend.agent_link import Link, Refused
+from pyxen.xend.agent_words import ended, explain, started
 from pyxen.xend.life import Life
+from pyxen.xend.own_agent import OwnAgent
+from pyxen.xend.qga import QemuAgent
+from pyxen.xend.qga_link import QgaLink
 from pyxen.xend.records import DOMAIN_0
 from pyxen.xend.registry import Live
 
-_ENV = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-}
-_SEED_BYTES = 64
 _RESTORED_S = 30.0
 """On the Xen engine the guest connects anew first, and its agent is started anew."""
+_INTERFACES_S = 3.0
 _LAST_WORDS = 1000
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class Agents:
@@ -33,11 +33,11 @@ class Agents:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._links: dict[str, tuple[int, Link]] = {}
+        self._agents: dict[tuple[str, AgentKind], tuple[int, GuestAgent]] = {}
         """By a domain's UUID, with the id that it had then."""
         self._opening: dict[str, asyncio.Lock] = {}
 
-    async def begin(self, ref: str, request: agent_api.AgentRequest, *, patient: bool = False) -> Command:
+    async def begin(self, ref: str, request: agent_api.AgentRequest, *, patient: bool = False) -> GuestCommand:
         """Start a command, or open a file; returns when it has started. ``patient``: however long the guest takes.
 
         Raises Unsupported if no agent answers, NotFound, Conflict and InvalidRequest for what the guest refuses.
@@ -45,8 +45,22 @@ class Agents:
         if ref in DOMAIN_0:
             raise Conflict("Domain-0 is the host itself: it has no agent")
         live = self._life.records.running(self._life.registry.find(ref))
-        link = await self._link(live, None if patient else request.wait_s)
-        return await begin_on(link, live.spec.config.name, request)
+        agent = await self.of(live, None if patient else request.wait_s)
+        return await agent.begin(request)
+
+    async def interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        """A guest's network interfaces; none where no agent is known to be there, or it doesn't say."""
+        record = self._life.registry.find(ref)
+        live = self._life.registry.live.get(record.uuid)
+        found = agent_api.GuestInterfaces(record.domid, record.name)
+        if live is None or live.agent_kind is None or live.process.paused or live.process.suspended:
+            return found
+        with contextlib.suppress(PyxenError, TimeoutError):
+            async with asyncio.timeout(_INTERFACES_S):
+                agent = await self.of(live, _INTERFACES_S)
+                found.interfaces = await agent.interfaces()
+                found.agent = agent.kind
+        return found
 
     async def tell_restored(self, live: Live) -> None:
         """Tell a guest that goes on somewhere else, or later, what time it is, and give it new random numbers.
@@ -57,24 +71,35 @@ class Agents:
         try:
             async with asyncio.timeout(_RESTORED_S):
                 await self.forget(uuid)
-                link = await self._link(live, _RESTORED_S)
-                await link.order(Kind.RESEED, os.urandom(_SEED_BYTES))
-                await link.order(Kind.SET_TIME, struct.pack("<QQ", *divmod(time.time_ns(), 10**9)))
-        except (PyxenError, Refused, TimeoutError) as error:
+                agent = await self.of(live, _RESTORED_S)
+                await agent.wake()
+                if agent.kind is AgentKind.PYXEN and AgentKind.QEMU in live.process.agents:
+                    # It may have been saved with frozen file systems, which is this one's to end.
+                    await (await self.of(live, _RESTORED_S, AgentKind.QEMU)).wake()
+        except (PyxenError, TimeoutError) as error:
             self._life.log.info("a restored guest could not be told the time", name=name, why=str(error) or "no answer")
         except Exception as error:
             self._life.log.warning("a restored guest could not be told the time", name=name, why=repr(error))
 
+    async def shut_down(self, live: Live, reason: str) -> None:
+        """Have an agent that is known to be there shut its guest down. Raises PyxenError."""
+        if live.agent_kind is not None:
+            await (await self.of(live, _INTERFACES_S)).shut_down(reason)
+
+    async def use_vcpus(self, live: Live, count: int) -> None:
+        """Have a guest use so many of the VCPUs that it has. Raises PyxenError, Unsupported if no agent answers."""
+        await (await self.of(live, agent_api.AGENT_WAIT_S)).use_vcpus(count)
+
     async def run(self, live: Live, request: agent_api.ExecRequest) -> tuple[int, str]:
-        """Run a command to its end; its status, and what it has said. Raises PyxenError."""
-        link = await self._link(live, request.wait_s)
-        command = await begin_on(link, live.spec.config.name, request)
+        """Run a command to its end; its status, and what it has said last. Raises PyxenError."""
+        command = await (await self.of(live, request.wait_s)).begin(request)
         words = b""
         try:
+            await command.end_input()
             while (piece := await command.output()) is not None:
                 words = (words + piece[1])[-_LAST_WORDS:]
         except Refused as refused:
-            raise _explain(live.spec.config.name, request, refused.errno) from None
+            raise explain(live.spec.config.name, request, refused.errno) from None
         except asyncio.CancelledError:
             await command.abandon()
             raise
@@ -82,130 +107,107 @@ class Agents:
 
     async def write(self, live: Live, request: agent_api.WriteFileRequest, data: bytes) -> None:
         """Make or replace a file. Raises PyxenError."""
-        link = await self._link(live, request.wait_s)
-        command = await begin_on(link, live.spec.config.name, request)
+        command = await (await self.of(live, request.wait_s)).begin(request)
         await command.write(data)
         await command.end_input()
         await _to_its_end(command, live, request)
 
     async def size(self, live: Live, request: agent_api.ReadFileRequest) -> int:
         """How long a file is. Raises PyxenError, NotFound if there is none."""
-        link = await self._link(live, request.wait_s)
-        command = await begin_on(link, live.spec.config.name, request)
-        size = started(request, await command.until_started()).size
+        command = await (await self.of(live, request.wait_s)).begin(request)
+        size = started(request, command.started or bytes(16)).size
         await _to_its_end(command, live, request)
         return size or 0
 
     async def forget(self, uuid: str) -> None:
-        """Let go of the connection to a domain's agent."""
-        _, link = self._links.pop(uuid, (0, None))
-        if link is not None:
-            link.close()
+        """Let go of the connections to a domain's agents."""
+        for kind in AgentKind:
+            _, agent = self._agents.pop((uuid, kind), (0, None))
+            if agent is not None:
+                agent.close()
 
     def close(self) -> None:
         """Let go of all of them."""
-        for _, link in list(self._links.values()):
-            link.close()
-        self._links.clear()
+        for _, agent in list(self._agents.values()):
+            agent.close()
+        self._agents.clear()
 
-    async def _link(self, live: Live, wait_s: float | None) -> Link:
-        """The connection to a running domain's agent, made if there is none. None: wait without end, paused or not."""
+    async def of(self, live: Live, wait_s: float | None, kind: AgentKind | None = None) -> GuestAgent:
+        """A running domain's agent, waited for. None: without end, paused or not. ``kind``: this one, and no other.
+
+        Raises Unsupported if none answers, Conflict if the guest stands still.
+        """
         uuid, name = live.spec.uuid, live.spec.config.name
         if wait_s is not None and (live.process.paused or live.process.suspended):
             how = "unpause" if live.process.paused else "resume"
             raise Conflict(f"Domain '{name}' stands still, its agent too", hint=f"xm {how} {name} lets it run.")
         async with self._opening.setdefault(uuid, asyncio.Lock()):
-            domid, link = self._links.get(uuid, (0, None))
-            if link is not None and domid == live.spec.domid and not link.broken:
-                return link
-            await self.forget(uuid)
-            connection = await live.process.agent()
+            if (known := self._known(live, kind)) is not None:
+                return known
             try:
-                link = await Link.open(name, connection, wait_s, ends_frames=live.process.ends_agent_frames)
+                agent = await (self._open(live, kind, wait_s) if kind else self._first(live, wait_s))
             except TimeoutError:
                 raise Unsupported(
                     f"no agent answered in '{name}' within {wait_s:g} s",
-                    hint="Images built by xm image build bring one, and start it when they boot; is it still booting?",
+                    hint="Images built by xm image build bring one, and start it when they boot; QEMU's guest agent "
+                    "will do as well. Is it still booting?",
                 ) from None
-            self._links[uuid] = (live.spec.domid, link)
-            link.on_gone = lambda: self._gone(uuid, link)
-            return link
+            self._agents[uuid, agent.kind] = (live.spec.domid, agent)
+            if not live.process.agents:
+                live.agent = agent.kind
+            agent.on_gone = lambda: self._gone(uuid, agent)
+            return agent
 
-    def _gone(self, uuid: str, link: Link) -> None:
-        if self._links.get(uuid, (0, None))[1] is link:
-            del self._links[uuid]
-            self._opening.pop(uuid, None)
+    def _known(self, live: Live, kind: AgentKind | None) -> GuestAgent | None:
+        """An agent that is spoken to already, unless there is a better one by now."""
+        kinds = [kind] if kind else list(AgentKind)
+        for each in kinds:
+            domid, agent = self._agents.get((live.spec.uuid, each), (0, None))
+            if agent is not None and domid == live.spec.domid and not agent.broken:
+                return agent
+            if each in live.process.agents:
+                return None
+        return None
+
+    async def _first(self, live: Live, wait_s: float | None) -> GuestAgent:
+        """Whichever answers: ours, unless only QEMU's is there. Raises TimeoutError, PyxenError."""
+        process, chosen = live.process, None
+        ours = asyncio.create_task(self._open(live, AgentKind.PYXEN, wait_s))
+        theirs = asyncio.create_task(process.until_agent(AgentKind.QEMU))
+        try:
+            await asyncio.wait((ours, theirs), return_when=asyncio.FIRST_COMPLETED)
+            if not ours.done() and AgentKind.PYXEN in process.agents:
+                await asyncio.wait((ours,))
+            if AgentKind.QEMU in process.agents and not (ours.done() and ours.exception() is None):
+                with contextlib.suppress(TimeoutError, PyxenError):
+                    chosen = await self._open(live, AgentKind.QEMU, wait_s)
+                    return chosen
+            chosen = await ours
+            return chosen
+        finally:
+            theirs.cancel()
+            if not ours.done():
+                ours.cancel()
+            elif not ours.cancelled() and ours.exception() is None and ours.result() is not chosen:
+                ours.result().close()
+
+    async def _open(self, live: Live, kind: AgentKind, wait_s: float | None) -> GuestAgent:
+        connection = await live.process.agent(kind)
+        name = live.spec.config.name
+        if kind is AgentKind.QEMU:
+            return QemuAgent(await QgaLink.open(name, connection, wait_s))
+        link = await Link.open(name, connection, wait_s, ends_frames=live.process.ends_agent_frames)
+        return OwnAgent(name, link)
+
+    def _gone(self, uuid: str, agent: GuestAgent) -> None:
+        if self._agents.get((uuid, agent.kind), (0, None))[1] is agent:
+            del self._agents[uuid, agent.kind]
 
 
-async def begin_on(link: Link, name: str, request: agent_api.AgentRequest) -> Command:
-    """Start a command, or open a file, of the domain ``name``. Raises as ``Agents.begin``."""
-    try:
-        match request:
-            case agent_api.ExecRequest():
-                payload = exec_payload(
-                    request.argv,
-                    {**_ENV, **request.env},
-                    request.cwd,
-                    flags=EXEC_TTY if request.tty else 0,
-                    rows=request.rows,
-                    columns=request.columns,
-                )
-                return await link.begin(Kind.EXEC, 0, payload)
-            case agent_api.ReadFileRequest():
-                return await link.begin(Kind.OPEN, Stream.OUT, _open_payload(0, request.path))
-            case agent_api.WriteFileRequest():
-                return await link.begin(Kind.OPEN, Stream.IN, _open_payload(request.mode, request.path))
-    except Refused as refused:
-        raise _explain(name, request, refused.errno) from None
-
-
-async def _to_its_end(command: Command, live: Live, request: agent_api.AgentRequest) -> None:
+async def _to_its_end(command: GuestCommand, live: Live, request: agent_api.AgentRequest) -> None:
     """Let go of what a command or file says, up to its end. Raises PyxenError if it fails."""
     try:
         while await command.output() is not None:
             pass
     except Refused as refused:
-        raise _explain(live.spec.config.name, request, refused.errno) from None
-
-
-def ended(command: Command) -> agent_api.AgentEnded:
-    """How a command has ended, from the status that wait(2) has of it."""
-    status = command.wait_status or 0
-    if os.WIFSIGNALED(status):
-        return agent_api.AgentEnded(128 + os.WTERMSIG(status), os.WTERMSIG(status))
-    return agent_api.AgentEnded(os.WEXITSTATUS(status))
-
-
-def started(request: agent_api.AgentRequest, payload: bytes) -> agent_api.AgentStarted:
-    """What STARTED says, in words."""
-    first, _, size = struct.unpack("<IIQ", payload)
-    if isinstance(request, agent_api.ExecRequest):
-        return agent_api.AgentStarted(pid=first)
-    return agent_api.AgentStarted(mode=first & 0o7777, size=size)
-
-
-def explain(request: agent_api.AgentRequest, number: int) -> PyxenError:
-    """What a file that was open has failed with."""
-    return _explain("the guest", request, number)
-
-
-def _explain(name: str, request: agent_api.AgentRequest, number: int) -> PyxenError:
-    words = os.strerror(number)
-    if number == errno.EAGAIN:
-        return Conflict(f"'{name}' can start no more commands now")
-    if not isinstance(request, agent_api.ExecRequest):
-        verb = "read" if isinstance(request, agent_api.ReadFileRequest) else "write"
-        what = f"cannot {verb} {request.path} in '{name}': {words}"
-        if number == errno.EISDIR:
-            return Conflict(what, hint="xm cp copies single files.")
-        return NotFound(what) if number in _NO_FILE else Conflict(what)
-    what = f"cannot run '{request.argv[0][:200]}' in '{name}': {words}"
-    if number in _NO_FILE:
-        return NotFound(what, hint=None if request.cwd == "/" else f"Is there the folder {request.cwd}?")
-    if number == errno.EACCES:
-        return Conflict(what, hint=f"May it be run, and is the folder {request.cwd} open to it?")
-    return InvalidRequest(what) if number in (errno.EINVAL, errno.E2BIG) else Conflict(what)
-
-
-def _open_payload(mode: int, path: str) -> bytes:
-    return struct.pack("<I", mode) + path.encode(errors="surrogateescape") + b"\0"
+        raise explain(live.spec.config.name, request, refused.errno) from None

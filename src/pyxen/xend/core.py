@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from pyxen import agent_api, api, run_api, snapshot_api
 
 if TYPE_CHECKING:
-    from pyxen.xend.agent_link import Command
+    from pyxen.xend.agent_contract import GuestCommand
     from pyxen.xend.console import Console
     from pyxen.xend.cpupools import CpuPools
     from pyxen.xend.devices import Devices
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 class Agents(Protocol):
     """The agents of guests."""
 
-    async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
+    async def begin(self, ref: str, request: agent_api.AgentRequest) -> GuestCommand:
         """Start a command, or open a file; returns when it has started."""
+        ...
+
+    async def interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        """A guest's network interfaces; none where no agent says."""
         ...
 
 

@@ -58,11 +58,14 @@ class Domains:
         self.scheduling = Scheduling(life)
         self.cpupools = CpuPools(life)
         self.agent = Agents(life)
+        self.snapshots.agents = self.agent
+        life.on_deaf.append(self.agent.shut_down)
         self.sandboxes = Sandboxes(life, self.agent)
         self.screens = Screens(life)
         life.on_restored.append(Wakers(life, self.agent).tell_soon)
         for uuid, live in life.registry.live.items():
-            if live.spec.waking is not None and live.process.stopped is None:  # an earlier xend's clones
+            # An earlier xend's clones, and what its death has left.
+            if (live.spec.waking is not None or live.untold) and live.process.stopped is None:
                 life.restored(life.registry.records[uuid])
         self._vcpus = Vcpus(life, self.agent, self.scheduling)
         self.migration = migration

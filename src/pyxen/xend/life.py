@@ -87,6 +87,8 @@ class Life:
         self.pci = HostPci(store)
         self.on_restored: list[Callable[[Live], None]] = []
         """Called when a guest goes on in another place or at another time than it was, as it may notice."""
+        self.on_deaf: list[Callable[[Live, str], Awaitable[None]]] = []
+        """Called when a guest doesn't do at once what it was asked to: poweroff, reboot or halt."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def directory(self, domid: int) -> Path:
@@ -102,9 +104,12 @@ class Life:
         )
 
     def restored(self, record: Record) -> None:
-        """Say that a guest goes on in another place or at another time; of one that is paused, when it does."""
+        """Say that a guest goes on in another place or at another time; of one that is paused, when it does.
+
+        Before anybody listens, at xend's start, it is kept for whoever does.
+        """
         live = self.registry.live[record.uuid]
-        live.untold = live.process.paused
+        live.untold = live.process.paused or not self.on_restored
         if not live.untold:
             for call in self.on_restored:
                 call(live)
@@ -360,7 +365,8 @@ class Life:
     # Ending
 
     async def ask(self, record: Record, live: Live, reason: str) -> None:
-        """Ask the guest to stop, and again while it doesn't: one that is still booting hears no power button.
+        """Ask the guest to stop, and again while it doesn't: one that is still booting hears no power button. Where it
+        goes unheard, the guest's agent is asked as well.
 
         After ``shutdown_timeout`` it is called unresponsive, and left alone.
         """
@@ -377,6 +383,8 @@ class Life:
                 return
             with contextlib.suppress(PyxenError):  # it may be paused, or stop just now
                 await live.process.request_shutdown(reason)
+                for call in self.on_deaf:
+                    await call(live, reason)
         await asyncio.sleep(max(deadline - now(), 0.0))
         if live.process.stopped is None:
             self.tell("domain-unresponsive", record, seconds=self.settings.shutdown_timeout)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from pyxen import api
-from pyxen.api import PowerState, ShutdownReason
+from pyxen.api import AgentKind, PowerState, ShutdownReason
 from pyxen.engine.contract import DomainSpec, RunningDomain, Statistics
 from pyxen.errors import NotFound
 from pyxen.xend.console import Console
@@ -28,10 +28,17 @@ class Live:
     silent: bool = False
     untold: bool = False
     """Its guest is to be told that it goes on elsewhere or later, as soon as it does."""
+    agent: AgentKind | None = None
+    """Its guest's, where only speaking to it shows that it is there."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     asking: list[asyncio.Task[None]] = field(default_factory=list)
     leaving: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     """Devices that the guest has been asked to let go of, done when it has."""
+
+    @property
+    def agent_kind(self) -> AgentKind | None:
+        """The agent that its guest has, as far as is known."""
+        return next(iter(self.process.agents), self.agent)
 
     def cancel(self) -> None:
         """Let go of what would have been done later."""
@@ -121,6 +128,7 @@ class Registry:
         domain.gdb = live.process.info.gdb
         domain.forwards = list(live.process.info.forwards)
         domain.warnings = list(live.process.info.warnings)
+        domain.agent = live.agent_kind
         domain.jail = list(live.process.info.jail)
         if record.phase is Phase.RUNNING:
             domain.power_state, domain.state = _running_state(record, live, statistics)

@@ -18,7 +18,7 @@ from pyxen.engine.contract import RunningDomain
 from pyxen.errors import EngineError, InvalidRequest, PyxenError, Unavailable, Unsupported
 from pyxen.image import sandbox
 from pyxen.xend.agent import Agents
-from pyxen.xend.agent_link import Command
+from pyxen.xend.agent_contract import GuestCommand
 from pyxen.xend.building import build, failure
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.life import Life
@@ -42,7 +42,7 @@ class Sandbox:
     """One of them, as long as it is there."""
 
     running: agent_api.Running
-    begin: Callable[[], Awaitable[Command]]
+    begin: Callable[[], Awaitable[GuestCommand]]
     """Starts the command, as soon as the guest has booted. Raises as ``Agents.begin``."""
 
 

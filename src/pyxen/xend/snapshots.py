@@ -15,17 +15,19 @@ import os
 import shutil
 import uuid as uuids
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pyxen import snapshot_api
-from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted
+from pyxen.api import AgentKind
+from pyxen.errors import Conflict, EngineError, NotFound, PyxenError, ResourceExhausted, Unsupported
 from pyxen.image.files import write_file
 from pyxen.xend import bound, saved, saving
 from pyxen.xend.belongings import variables
 from pyxen.xend.copies import copy_disk, sync_folder
 from pyxen.xend.life import Life
-from pyxen.xend.registry import now
+from pyxen.xend.registry import Live, now
 from pyxen.xend.snapshot_files import (
     DESCRIPTION,
     STATE,
@@ -47,9 +49,14 @@ from pyxen.xend.store import Origin, Phase, Record
 from pyxen.xend.templates import Templates
 from pyxen.xend.waiting import Waiting
 
+_AGENT_S = 10.0
 SNAPSHOT, REVERT = "snapshot", "revert"
 """The first word of ``Record.intended``; after it the guest's fate (go-on or stay), or the snapshot's name."""
 KINDS = (f"{SNAPSHOT} ", f"{REVERT} ")
+
+
+if TYPE_CHECKING:
+    from pyxen.xend.agent import Agents
 
 
 class Snapshots:
@@ -60,6 +67,8 @@ class Snapshots:
         self._records = life.records
         self.waiting = Waiting(life)
         self.templates = Templates(lambda folder: life.spawn(self.waiting.drop(folder)))
+        self.agents: Agents | None = None
+        """Of guests whose file systems are to be quiet."""
 
     def listed(self, ref: str | None = None) -> snapshot_api.SnapshotList:
         """All, or a domain's, the oldest first. Blocking. Raises NotFound for a domain that neither is nor has any."""
@@ -75,7 +84,7 @@ class Snapshots:
         """Take one. The guest stands still meanwhile. Raises PyxenError; then nothing is left of it."""
         record = self._records.changeable(ref, "take a snapshot of")
         async with self._life.registry.lock(record.uuid):
-            folder = await self.take(record, request.name)
+            folder = await self.take(record, request.name, quiesce=request.quiesce)
             view = await asyncio.to_thread(self._view, folder)
             self._life.tell("snapshot-created", record, snapshot=request.name)
         assert view is not None
@@ -135,6 +144,7 @@ class Snapshots:
             if rest == "go-on" and live.process.stopped is None:
                 await live.process.thaw()
             await self._records.change(record, intended=None)
+            self._life.restored(record)  # its file systems may be frozen
 
     # For clones
 
@@ -147,10 +157,13 @@ class Snapshots:
         self.listed(ref)
         raise NotFound(f"Domain '{ref}' has no snapshot '{name}'", hint=f"See what there is: xm snapshot list {ref}")
 
-    async def take(self, record: Record, name: str) -> Path:
-        """Take a snapshot under this name; its folder. The domain's lock is held."""
+    async def take(self, record: Record, name: str, *, quiesce: bool = False) -> Path:
+        """Take a snapshot under this name; its folder. The domain's lock is held.
+
+        ``quiesce``: its guest's file systems are frozen in it, and go on wherever the guest does.
+        """
         live = self._records.alive(record, "take a snapshot of")
-        disks = writable_disks(record, live, self._life)
+        disks, quiet = writable_disks(record, live, self._life), False
         bound.check_copy(live.spec.config)
         folder = self._life.roots.snapshots / record.uuid / name
         if folder.exists():
@@ -165,6 +178,9 @@ class Snapshots:
             head = await saving.head_of(record, live, uuids.uuid4().hex)
             await self._records.change(record, intended=f"{SNAPSHOT} {after}")
             reached("snapshot-noted")
+            if quiesce:
+                await self._quiet(live)
+                quiet = True
             await live.process.freeze()
             reached("snapshot-frozen")
             await saving.write_state(live, head, fd)
@@ -174,6 +190,8 @@ class Snapshots:
             await asyncio.to_thread(discard, part)
             try:
                 await saving.go_on(self._life, record, live, before, after)
+                if quiet:
+                    await self._loud(live)
             except PyxenError as error:  # what went wrong first is what the caller hears of
                 self._life.log.error("the domain doesn't go on", name=record.name, error=str(error))
             raise
@@ -186,9 +204,40 @@ class Snapshots:
                 f"the snapshot '{name}' is taken, but '{record.name}' doesn't go on: {error.message}",
                 hint=f"Try: xm unpause {record.name}",
             ) from error
+        if quiet:
+            await self._loud(live)
         return folder
 
     # Parts
+
+    async def _quiet(self, live: Live) -> None:
+        """Have the guest freeze its file systems. Raises PyxenError; then none is."""
+        assert self.agents is not None
+        try:
+            agent = await self.agents.of(live, _AGENT_S, AgentKind.QEMU)
+            try:
+                await agent.freeze_files()
+            except BaseException:
+                with contextlib.suppress(PyxenError):  # some may be
+                    await agent.thaw_files()
+                raise
+        except Unsupported as error:
+            raise Unsupported(
+                f"the file systems of '{live.spec.config.name}' can't be frozen: {error.message}",
+                hint="QEMU's guest agent in it can (Debian's package qemu-guest-agent); or leave --quiesce out: a "
+                "snapshot's memory and disks are of one moment anyway.",
+            ) from error
+
+    async def _loud(self, live: Live) -> None:
+        """Have the guest's file systems go on. Raises EngineError."""
+        assert self.agents is not None
+        try:
+            await (await self.agents.of(live, _AGENT_S, AgentKind.QEMU)).thaw_files()
+        except PyxenError as error:
+            raise EngineError(
+                f"the file systems of '{live.spec.config.name}' stay frozen: {error.message}",
+                hint="In the guest: fsfreeze -u DIR",
+            ) from error
 
     def _keep(self, part: Path, folder: Path, record: Record, disks: list[DiskCopy]) -> None:
         """Copy the disks, describe it all, and give it its name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pyxen import agent_api, api
+from pyxen import api
 from pyxen.engine.contract import RunningDomain
 from pyxen.errors import EngineError, InvalidRequest, Unsupported
 from pyxen.xend import host
@@ -21,14 +21,6 @@ from pyxen.xend.scheduling import Scheduling
 
 _OBEY_S = 100.0
 """As a rule it takes a second; a guest whose VCPUs all share a busy thread needs far longer for 31 of them."""
-_USE = """
-for each in /sys/devices/system/cpu/cpu[1-9]*/online; do
-  number=${each#*/cpu/cpu}
-  number=${number%/*}
-  [ $number -lt $1 ] && want=1 || want=0
-  [ "$(cat $each)" = $want ] || echo $want >$each || exit
-done
-"""
 
 
 class Vcpus:
@@ -79,8 +71,7 @@ class Vcpus:
         name = live.spec.config.name
         try:
             async with asyncio.timeout(_OBEY_S):
-                request = agent_api.ExecRequest(["sh", "-c", _USE, "sh", str(count)])
-                status, said = await self._agents.run(live, request)
+                await self._agents.use_vcpus(live, count)
         except Unsupported as error:
             raise Unsupported(
                 f"QEMU can't take a VCPU away from '{name}' without KVM, and its guest can't be asked to leave it "
@@ -89,6 +80,3 @@ class Vcpus:
             ) from error
         except TimeoutError:
             raise EngineError(f"the guest of '{name}' has not changed its VCPUs within {_OBEY_S:g} s") from None
-        if status:
-            why = said.splitlines()[-1] if said else f"status {status}"
-            raise EngineError(f"the guest of '{name}' can't change its VCPUs: {why}")

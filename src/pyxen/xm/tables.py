@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec.structs import replace
 
+from pyxen.agent_api import GuestInterface
 from pyxen.api import Domain, Host, HostTopology, Image, VcpuList
 from pyxen.config.cpulist import ranges
 from pyxen.device_api import DeviceList, HostPciDevice, HostPciDevices, HostUsbDevice
@@ -43,16 +44,18 @@ def disks(found: DeviceList) -> Iterator[str]:
         yield f"{each.number:<5d}  {0:<3d}  {0:<3d}   {_state(each.state):<3d}    {-1:<3d}    {-1:<5d} {path:<30}  "
 
 
-def vifs(found: DeviceList) -> Iterator[str]:
-    """xm network-list; as xm does, nothing for no interfaces."""
+def vifs(found: DeviceList, interfaces: Iterable[GuestInterface] = ()) -> Iterator[str]:
+    """xm network-list; as xm does, nothing for no interfaces. A last column where addresses are known."""
+    known = {each.mac: " ".join(each.addresses) for each in interfaces if each.mac and each.addresses}
     if found.vifs:
-        yield "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
+        more = f"{'':<25} IP Addr." if known else ""
+        yield f"Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path{more}"
     for each in found.vifs:
         path, mac = _backend(found, "vif", each.number), each.vif.mac or ""
         state = _state(each.state)
         yield (
             f"{each.number:<3d} {0:<3d}{mac:<17}    {each.number:<3d}   {state:<3d}    {-1:<3d}   "
-            f"{-1:<5d}/{-1:<5d}   {path:<30}  "
+            f"{-1:<5d}/{-1:<5d}   {path:<30}  {known.get(mac, '')}"
         )
 
 

@@ -38,7 +38,15 @@ def make(config: DomainConfig, *, cmdline: str = "", directory: str = "/run/d/7"
         Drive(disk, (Layer(f"/dev/fdset/{number}", disk.format.value),) if disk.target else ())
         for number, disk in enumerate(config.disk, 1)
     ]
-    known = {"accelerator": "tcg", "host_cpus": 2, "control_fd": 9, "agent_fd": 10, "drives": drives, **facts}
+    known = {
+        "accelerator": "tcg",
+        "host_cpus": 2,
+        "control_fd": 9,
+        "agent_fd": 10,
+        "qga_fd": 11,
+        "drives": drives,
+        **facts,
+    }
     known["netdevs"] = [f"user,id=vif{number}" for number in range(len(config.vif))]
     return build(spec, Facts(binary="/bin/qemu", directory=Path(directory), **known))  # type: ignore[arg-type]
 
@@ -90,7 +98,9 @@ def test_a_pvh_domain() -> None:
         *("-device", "virtio-rng-pci,bus=pci.0,addr=0x5"),
         *("-chardev", "socket,id=agent,fd=10,server=on,wait=off"),
         *("-device", "virtio-serial-pci,id=agents,bus=pci.0,addr=0x6"),
-        *("-device", "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0"),
+        *("-device", "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0,id=agent-port"),
+        *("-chardev", "socket,id=qga,fd=11,server=on,wait=off"),
+        *("-device", "virtserialport,bus=agents.0,chardev=qga,name=org.qemu.guest_agent.0,id=qga-port"),
     ]
 
 
@@ -165,7 +175,8 @@ def test_an_hvm_domain_boots_as_told() -> None:
         "pvpanic",
         "virtio-rng-pci,bus=pci.0,addr=0x5",
         "virtio-serial-pci,id=agents,bus=pci.0,addr=0x6",
-        "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0",
+        "virtserialport,bus=agents.0,chardev=agent,name=org.pyxen.agent.0,id=agent-port",
+        "virtserialport,bus=agents.0,chardev=qga,name=org.qemu.guest_agent.0,id=qga-port",
         "VGA,bus=pci.0,addr=0x7",
         "usb-tablet",
     ]
@@ -298,7 +309,7 @@ def test_a_guest_that_goes_on_needs_no_kernel_but_the_same_devices() -> None:
     config = DomainConfig(name="x", type=DomainType.HVM, boot="nc", vif=(Vif(mac=MAC),))
     spec = DomainSpec(domid=1, uuid="u", config=config, kernel="/k/vmlinuz")
     known: dict[str, Any] = {"binary": "/bin/qemu", "directory": Path("/run/d/1"), "accelerator": "tcg", "host_cpus": 2}
-    known |= {"control_fd": 9, "agent_fd": 10, "netdevs": ["user,id=vif0"]}
+    known |= {"control_fd": 9, "agent_fd": 10, "qga_fd": 11, "netdevs": ["user,id=vif0"]}
     booted = build(spec, Facts(**known, kernel="/k/vmlinuz"))
     goes_on = build(spec, Facts(**known, incoming=True))
     assert after(booted, "-kernel") == ["/k/vmlinuz"]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pyxen.abi.agent import VERSION, Kind
 from pyxen.image.native import agent, compiler
+from pyxen.xend.agent_contract import GuestCommand
 from pyxen.xend.agent_frames import GREETING, HEADER, Frame
-from pyxen.xend.agent_link import Command, Link
+from pyxen.xend.agent_link import Link
 
 
 @functools.cache
@@ -59,7 +60,7 @@ async def linked() -> AsyncIterator[tuple[Link, subprocess.Popen[bytes]]]:
         process.wait()
 
 
-async def collect(command: Command, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+async def collect(command: GuestCommand, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
     """Give it its input while its output is taken; the status that wait has, and both outputs."""
 
     async def feed() -> None:

@@ -15,7 +15,7 @@ from pyxen import agent_api, api
 from pyxen.abi.agent import Kind
 from pyxen.engine.sockets import AGENT, listen
 from pyxen.errors import Conflict, NotFound, Unsupported
-from pyxen.xend.agent import ended, started
+from pyxen.xend.agent_words import ended, started
 from tests.unit.xend.agents import Pretender, collect, start, until
 from tests.unit.xend.conftest import Xend, describe
 
@@ -58,7 +58,7 @@ async def test_a_command_runs_in_the_guest(boot: Boot) -> None:
         await xend.domains.agent.begin("web", request)
     xend.domains.agent.close()
     assert await asyncio.to_thread(process.wait, 60) == 0
-    assert xend.domains.agent._links == {}
+    assert xend.domains.agent._agents == {}
 
 
 async def test_no_agent(boot: Boot) -> None:

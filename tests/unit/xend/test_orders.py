@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pyxen.agent_api import ExecRequest
 from pyxen.api import CreateRequest, DumpRequest, Trigger
 from pyxen.config.model import Action
 from pyxen.engine.fake import FakeDomain
@@ -39,13 +38,14 @@ async def test_vcpus_are_those_that_the_guest_uses(boot: Boot) -> None:
 class _Guest:
     """Stands for the agent: takes the orders to use so many VCPUs."""
 
-    def __init__(self, status: int = 0) -> None:
-        self.orders: list[str] = []
-        self._answer = status, "sh: write error: Device or resource busy" if status else ""
+    def __init__(self, why: str = "") -> None:
+        self.orders: list[int] = []
+        self._why = why
 
-    async def run(self, _live: Live, request: ExecRequest) -> tuple[int, str]:
-        self.orders.append(request.argv[-1])
-        return self._answer
+    async def use_vcpus(self, _live: Live, count: int) -> None:
+        self.orders.append(count)
+        if self._why:
+            raise EngineError(self._why)
 
 
 async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monk
     xend = await boot()
     await create(xend, vcpus=1, maxvcpus=4)
     guest = _Guest()
-    monkeypatch.setattr(xend.domains.agent, "run", guest.run)
+    monkeypatch.setattr(xend.domains.agent, "use_vcpus", guest.use_vcpus)
 
     async def there(count: int) -> None:
         await until(lambda: sum(vcpu.online for vcpu in xend.process("web").statistics().vcpus) == count)
@@ -63,16 +63,16 @@ async def test_vcpus_that_must_stay_are_left_alone_by_the_guest(boot: Boot, monk
     assert guest.orders == [], "the guest takes up what comes by itself"
     await xend.domains.set_vcpus("web", 1)
     await there(3)
-    assert guest.orders == ["1"]
+    assert guest.orders == [1]
     assert xend.domains.get("web").vcpus == 1
     assert [vcpu.online for vcpu in xend.domains.vcpus("web").vcpus] == [True, False, False, False]
     await xend.domains.set_vcpus("web", 4)
     await there(4)
-    assert guest.orders == ["1", "4"]
+    assert guest.orders == [1, 4]
     assert xend.domains.get("web").vcpus == 4
-    failing = _Guest(status=1)
-    monkeypatch.setattr(xend.domains.agent, "run", failing.run)
-    with pytest.raises(EngineError, match="can't change its VCPUs: sh: write error: Device or resource busy"):
+    failing = _Guest("its guest is busy")
+    monkeypatch.setattr(xend.domains.agent, "use_vcpus", failing.use_vcpus)
+    with pytest.raises(EngineError, match="its guest is busy"):
         await xend.domains.set_vcpus("web", 2)
     assert xend.domains.get("web").vcpus == 4
     monkeypatch.undo()

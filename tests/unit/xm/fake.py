@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pyxen import api, device_api, scheduling_api, snapshot_api
+from pyxen import agent_api, api, device_api, scheduling_api, snapshot_api
 from pyxen.api import Domain, PowerState, Vcpu, VcpuList
 from pyxen.client import Address, Client, DomainNotFound
 from pyxen.config.model import Disk, DomainConfig, PciDevice, UsbDevice, Vif
@@ -71,6 +71,8 @@ class FakeClient(Client):
     """``answers``: what looking up a domain by UUID gives, one after the other, while somebody waits."""
 
     def __init__(self, *domains: Domain) -> None:
+        self.addresses: dict[int, list[str]] = {}
+        """What agents say, by a vif's number."""
         super().__init__(Address(socket=Path("/nowhere/xend.sock")))
         self.there = list(domains)
         self.orders: list[tuple[Any, ...]] = []
@@ -141,6 +143,13 @@ class FakeClient(Client):
 
     def set_maxmem(self, ref: str, maxmem_mib: int) -> Domain:
         return self._order("set_maxmem", ref, maxmem_mib)
+
+    def guest_interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        found = self.devices(ref)
+        addresses = {each.vif.mac: self.addresses.get(each.number, []) for each in found.vifs}
+        interfaces = [agent_api.GuestInterface(f"eth{n}", mac, addresses[mac]) for n, mac in enumerate(addresses)]
+        kind = api.AgentKind.QEMU if self.addresses else None
+        return agent_api.GuestInterfaces(found.domid, found.name, kind, interfaces if kind else [])
 
     def devices(self, ref: str) -> device_api.DeviceList:
         found = self.domain(ref)
@@ -293,8 +302,8 @@ class FakeClient(Client):
         self.orders.append(("snapshots", ref))
         return [snapshot_api.Snapshot("base", "web", "u", 0.0, ["xvda", "xvdb"], 3 * 2**20)]
 
-    def create_snapshot(self, ref: str, name: str) -> snapshot_api.Snapshot:
-        self._order("create_snapshot", ref, name)
+    def create_snapshot(self, ref: str, name: str, *, quiesce: bool = False) -> snapshot_api.Snapshot:
+        self._order("create_snapshot", ref, name, *(["quiesce"] if quiesce else []))
         return self.snapshots()[0]
 
     def revert(self, ref: str, snapshot: str, *, paused: bool = False) -> Domain:

@@ -187,6 +187,12 @@ def test_devices(xm: Xm, fake: FakeClient) -> None:
         "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path\n"
         "0   0  00:16:3e:00:00:01    0     4      -1    -1   /-1      /local/domain/0/backend/vif/5/0  \n"
     )
+    fake.addresses = {0: ["10.0.2.15/24", "fe80::1/64"]}
+    header, row = xm("network-list", "disky").out.splitlines()
+    assert header[header.index("IP Addr.") :] == "IP Addr."
+    assert row[header.index("IP Addr.") :] == "10.0.2.15/24 fe80::1/64"
+    said = json.loads(xm("network-list", "--format", "json", "disky").out)
+    assert (said["agent"], said["interfaces"][0]["addresses"][1]) == ("qemu", "fe80::1/64")
     assert xm("block-list", "-l", "disky").out.splitlines()[0] == "format=auto,vdev=xvda,access=rw,target=/srv/a.img"
     assert xm("network-list", "-l", "disky").out == "mac=00:16:3e:00:00:01,bridge=br0\n"
     assert json.loads(xm("block-list", "--format", "json", "disky").out)["disks"][1]["disk"]["vdev"] == "xvdb"

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyxen.abi import qga
 from pyxen.abi.agent import PORT_NAME
+from pyxen.api import AgentKind
 from pyxen.config.model import DiskType, DomainConfig, DomainType, Firmware, Vif, vif_device, vif_numbers
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.layers import Drive
@@ -29,6 +31,7 @@ from pyxen.engine.qemu.slots import (
     laid_out,
     share_device,
 )
+from pyxen.engine.sockets import AGENT_PORTS
 
 QBOOT = "/usr/share/qemu/qboot.rom"
 _SERIAL_CONSOLE = "ttyS0"
@@ -60,6 +63,8 @@ class Facts:
     """A listening socket."""
     agent_fd: int
     """The same, for whoever has something to say to the guest's agent."""
+    qga_fd: int
+    """The same, for QEMU's guest agent."""
     kernel: str | None = None
     ramdisk: str | None = None
     drives: list[Drive] = field(default_factory=list)
@@ -294,7 +299,12 @@ def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
         # A port of its own on a bus of its own: a console may be on another one, or on none.
         *("-chardev", f"socket,id=agent,fd={facts.agent_fd},server=on,wait=off"),
         *("-device", _pci(spec, AGENTS, "virtio-serial-pci", id=AGENTS)),
-        *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME}"),
+        *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME},id={AGENT_PORTS[AgentKind.PYXEN]}"),
+        *("-chardev", f"socket,id=qga,fd={facts.qga_fd},server=on,wait=off"),
+        *(
+            "-device",
+            f"virtserialport,bus={AGENTS}.0,chardev=qga,name={qga.PORT_NAME},id={AGENT_PORTS[AgentKind.QEMU]}",
+        ),
     ]
 
 

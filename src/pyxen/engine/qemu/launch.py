@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from pyxen.api import AgentKind
 from pyxen.config.model import DomainConfig, DomainType, Firmware
 from pyxen.engine import cgroup
 from pyxen.engine.contract import DomainSpec, StartedInfo
@@ -31,7 +32,7 @@ from pyxen.engine.qemu.networks import open_networks
 from pyxen.engine.qemu.passthrough import open_usb
 from pyxen.engine.qemu.vnc import choose_display
 from pyxen.engine.shares import open_share
-from pyxen.engine.sockets import AGENT, GDB, listen
+from pyxen.engine.sockets import AGENTS, GDB, listen
 from pyxen.engine.template import Template
 from pyxen.engine.tpm import open_tpm
 from pyxen.engine.user import as_user
@@ -158,7 +159,8 @@ def _gather(
         accelerator=accelerator,
         host_cpus=len(os.sched_getaffinity(0)),
         control_fd=descriptors.take(listen(directory, qmp.SOCKET)),
-        agent_fd=descriptors.take(listen(directory, AGENT)),
+        agent_fd=descriptors.take(listen(directory, AGENTS[AgentKind.PYXEN])),
+        qga_fd=descriptors.take(listen(directory, AGENTS[AgentKind.QEMU])),
         tpm_fd=descriptors.take(open_tpm(directory, Path(spec.tpm), spec.uid)) if spec.tpm else None,
         gdb_fd=descriptors.take(listen(directory, GDB)) if config.gdb else None,
         shares=[f"/proc/self/fd/{descriptors.take(open_share(share, spec.uid))}" for share in config.p9],

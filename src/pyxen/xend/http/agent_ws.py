@@ -15,8 +15,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pyxen import agent_api, run_api
 from pyxen.errors import InvalidRequest, NotFound, PyxenError
-from pyxen.xend.agent import ended, explain, started
-from pyxen.xend.agent_link import Command, Refused
+from pyxen.xend.agent_contract import GuestCommand
+from pyxen.xend.agent_link import Refused
+from pyxen.xend.agent_words import ended, explain, started
 from pyxen.xend.core import Core
 from pyxen.xend.http.operation import MAX_REF_CHARS, Call
 from pyxen.xend.http.problems import HttpProblem, describe
@@ -161,7 +162,7 @@ class Typing:
             task.cancel()
             await asyncio.wait((task,))
 
-    async def converse(self, request: agent_api.AgentRequest, command: Command) -> agent_api.AgentEnded:
+    async def converse(self, request: agent_api.AgentRequest, command: GuestCommand) -> agent_api.AgentEnded:
         """Carry input and output of a command that has started; returns how it has ended."""
         await tell(self._socket, agent_api.AgentEvent(started=started(request, command.started or bytes(16))))
         output = asyncio.create_task(_copy_output(self._socket, request, command))
@@ -182,17 +183,17 @@ class Typing:
                 await command.abandon()
 
 
-async def _copy_output(socket: WebSocket, request: agent_api.AgentRequest, command: Command) -> None:
+async def _copy_output(socket: WebSocket, request: agent_api.AgentRequest, command: GuestCommand) -> None:
     try:
         while (piece := await command.output()) is not None:
             stream, data = piece
             if data:
                 await socket.send_bytes(bytes([stream]) + data)
     except Refused as refused:
-        raise explain(request, refused.errno) from None
+        raise explain("the guest", request, refused.errno) from None
 
 
-async def _copy_input(socket: WebSocket, command: Command, typed: _Typed) -> None:
+async def _copy_input(socket: WebSocket, command: GuestCommand, typed: _Typed) -> None:
     while True:
         message = await typed.next()
         data = message.get("bytes")

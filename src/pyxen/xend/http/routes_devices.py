@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyxen import api, device_api
+from pyxen import agent_api, api, device_api
 from pyxen.xend.http.operation import Call, Operation
 
 _ONE = "/v1/domains/{domain}"
@@ -11,6 +11,10 @@ _ERRORS = (404, 409, 422, 500, 507)
 
 async def _list(call: Call) -> device_api.DeviceList:
     return call.core.devices.list(call.ref("domain"))
+
+
+async def _interfaces(call: Call) -> agent_api.GuestInterfaces:
+    return await call.core.agent.interfaces(call.ref("domain"))
 
 
 async def _attach_disk(call: Call) -> api.Domain:
@@ -49,6 +53,11 @@ OPERATIONS = (
     Operation(
         "GET", f"{_ONE}/devices", "listDevices", "A domain's devices that come and go", _list,
         result=device_api.DeviceList, errors=(404,),
+    ),
+    Operation(
+        "GET", f"{_ONE}/guest-interfaces", "listGuestInterfaces",
+        "A guest's network interfaces and addresses, as its agent has them; none where no agent says", _interfaces,
+        result=agent_api.GuestInterfaces, errors=(404,),
     ),
     Operation(
         "POST", f"{_ONE}/attach-disk", "attachDisk", "Give a domain a disk", _attach_disk,

@@ -17,13 +17,23 @@ def command(session: Session, domain: str, long: bool, form: str) -> None:
     """Show a domain's network interfaces.
 
     State is 4 for one that is attached, and 5 for one that the guest has yet to let go of. What isn't known is -1.
+    Where the guest has an agent, it says which addresses it has.
     """
     from pyxen.config.render import render_vif
 
     found = session.client.devices(domain)
     if form == "json":
-        echo_json({"domid": found.domid, "name": found.name, "vifs": found.vifs})
+        guest = session.client.guest_interfaces(domain)
+        echo_json(
+            {
+                "domid": found.domid,
+                "name": found.name,
+                "vifs": found.vifs,
+                "agent": guest.agent,
+                "interfaces": guest.interfaces,
+            }
+        )
     elif long:
         echo_lines(render_vif(each.vif) for each in found.vifs)
     else:
-        echo_lines(tables.vifs(found))
+        echo_lines(tables.vifs(found, session.client.guest_interfaces(domain).interfaces))

@@ -21,14 +21,15 @@ from pyxen.engine.probe import Verdict
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError, Unavailable, Unsupported
 from pyxen.paths import Roots
 from pyxen.xend import host
-from pyxen.xend.agent import begin_on
-from pyxen.xend.agent_link import Command, Link
+from pyxen.xend.agent_contract import GuestCommand
+from pyxen.xend.agent_link import Link
 from pyxen.xend.console import Console
 from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.devices import Devices
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
 from pyxen.xend.passthrough import Passthrough
+from pyxen.xend.own_agent import OwnAgent
 from pyxen.xend.sandboxes import Sandbox, Tell
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
@@ -170,11 +171,15 @@ class FakeAgents:
         self._core = core
         self.link: Link | None = None
 
-    async def begin(self, ref: str, request: agent_api.AgentRequest) -> Command:
+    async def begin(self, ref: str, request: agent_api.AgentRequest) -> GuestCommand:
         domain = self._core.get(ref)
         if self.link is None:
             raise Unsupported(f"no agent answered in '{domain.name}' within {request.wait_s:g} s")
-        return await begin_on(self.link, domain.name, request)
+        return await OwnAgent(domain.name, self.link).begin(request)
+
+    async def interfaces(self, ref: str) -> agent_api.GuestInterfaces:
+        domain = self._core.get(ref)
+        return agent_api.GuestInterfaces(domain.domid, domain.name)
 
 
 class FakeSandboxes:
