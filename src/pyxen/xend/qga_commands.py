@@ -266,7 +266,7 @@ class GuestWrite(_File):
             if error is None and self._new:
                 # Where it may run nothing, the file has the mode that the agent gives to all.
                 with contextlib.suppress(QgaError):
-                    await self._link.run(["/bin/chmod", f"{self._mode:o}", self._path])
+                    await self._link.run(["/bin/sh", "-c", 'chmod "$1" "$2"', "sh", f"{self._mode:o}", self._path])
         except QgaError as late:
             error = error or late
         self._error = error
@@ -282,7 +282,7 @@ async def _open_to_read(link: QgaLink, request: agent_api.ReadFileRequest) -> Gu
         size = await _seek(link, handle, 0, _SEEK_END)
         await _seek(link, handle, 0, _SEEK_SET)
     with contextlib.suppress(QgaError):
-        status, found = await link.run(["/bin/stat", "-L", "-c", "%a", request.path])
+        status, found = await link.run(["/bin/sh", "-c", 'stat -L -c %a "$1"', "sh", request.path])
         words = link.data(found, "out-data")[:8].strip()
         mode = int(words, 8) if status == 0 and words.isdigit() else mode
     read = GuestRead(link, request, handle, mode & 0o7777, min(max(size, 0), (1 << 63) - 1))

@@ -56,15 +56,15 @@ def follow(begin: Callable[[], Command], *, interactive: bool, tty: bool, escape
     """
     try:
         command = begin()
-    except (NotFound, Conflict) as error:
+        with command, raw() if tty else _signals_passed_on(command):
+            if tty:
+                signal.signal(signal.SIGWINCH, lambda *_: command.resize(*_size()))
+            return attach(command, interactive=interactive or tty, escape=escape and tty)
+    except (NotFound, Conflict) as error:  # at once, or of an agent that starts it when its input is there
         if isinstance(error, DomainNotFound) or not error.message.startswith("cannot run"):
             raise
         click.echo(f"Error: {error}", err=True)
         return NOT_FOUND if isinstance(error, NotFound) else NOT_RUNNABLE
-    with command, raw() if tty else _signals_passed_on(command):
-        if tty:
-            signal.signal(signal.SIGWINCH, lambda *_: command.resize(*_size()))
-        return attach(command, interactive=interactive or tty, escape=escape and tty)
 
 
 def variable(word: str) -> tuple[str, str]:
