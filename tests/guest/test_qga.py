@@ -120,7 +120,7 @@ def _quiet_snapshots(guest: Host) -> None:
 
 def _a_clean_end(guest: Host) -> None:
     """Its power button does nothing."""
-    guest.xm("exec", "web", "sh", "-c", "kill $(pgrep -f 'head -c 24')")
+    guest.xm("exec", "web", "sh", "-c", "set -- $(ps | grep '[{]head}'); kill $1")
     guest.xm("shutdown", "-w", "web", timeout=120)
     assert "reboot: Power down" in (guest.root / "state" / "console" / "web.log").read_text(errors="replace")
 
@@ -137,6 +137,7 @@ def _describe(host: Host, tiny: Path, scratch: Path) -> None:
         pytest.skip(f"this machine lacks its libraries: {linked}")
     archive = Archive()
     archive.file("lib/pyxen/start-agent", _START.encode(), 0o644)
+    archive.file("sbin/shutdown", b"#!/bin/busybox sh\nexec /sbin/poweroff\n", 0o755)
     archive.file("usr/sbin/qemu-ga", program.read_bytes(), 0o755)
     for library in re.findall(r"(/\S+) \(0x", linked):
         archive.file(library.lstrip("/"), Path(library).read_bytes(), 0o755)

@@ -142,6 +142,11 @@ async def test_what_else_xend_asks(stand_in: StandIn) -> None:
         ((command, words),) = stand_in.told
         assert command == "guest-set-time"
         assert before <= words["time"] <= time.time_ns()
+        stand_in.forbidden = {"guest-set-time"}  # then a command sets it
+        await agent.wake()
+        stand_in.answers["guest-exec-status"] = {"exited": True, "exitcode": 1}
+        with pytest.raises(Unsupported, match="may not do that"):
+            await agent.wake()
         stand_in.told.clear()
         stand_in.answers["guest-get-vcpus"] = [
             {"logical-id": number, "online": number != 3, "can-offline": number > 0} for number in range(4)
