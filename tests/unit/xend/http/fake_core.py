@@ -28,8 +28,8 @@ from pyxen.xend.cpupools import CpuPools
 from pyxen.xend.devices import Devices
 from pyxen.xend.events import Events
 from pyxen.xend.migration.peers import Peers
-from pyxen.xend.passthrough import Passthrough
 from pyxen.xend.own_agent import OwnAgent
+from pyxen.xend.passthrough import Passthrough
 from pyxen.xend.sandboxes import Sandbox, Tell
 from pyxen.xend.scheduling import Scheduling
 from pyxen.xend.snapshots import Snapshots
