@@ -202,6 +202,9 @@ class Domain(Struct):
     restart_count: int = 0
     shutdown_reason: ShutdownReason | None = None
     """Of a domain that is preserved, or a managed one's last stop."""
+    paused_reason: str | None = None
+    """Why it is paused though nobody has asked for that: a disk of it is full on the host, or xend's own is, and it
+    can't be restarted yet."""
     silent: bool = False
     """The boot watchdog has heard nothing."""
     vnc: str | None = None

@@ -84,8 +84,11 @@ def test_a_full_disk_of_a_guest_pauses_it_until_there_is_room(small: SmallHost) 
         "dd if=/dev/urandom of=/dev/xvda bs=64k count=4 conv=fsync 2>/dev/null && echo $((6 * 7)) bytes more"
     )
     wait_for(lambda: small.domains()["web"]["state"] == "--p---", "QEMU pauses it")
+    reason = small.domains()["web"]["paused_reason"]
+    assert reason == "its disk xvda can't be written to on the host: No space left on device"
     small.make_room()
     small.xm("unpause", "web")
     console.expect("42 bytes more")
+    assert small.domains()["web"]["paused_reason"] is None
     console.close()
     small.xm("destroy", "web")

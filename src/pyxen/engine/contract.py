@@ -195,6 +195,11 @@ class RunningDomain(Protocol):
     def paused(self) -> bool: ...
 
     @property
+    def stalled(self) -> str | None:
+        """Why the monitor has paused it by itself, where it has: a disk of it is full on the host."""
+        ...
+
+    @property
     def stopped(self) -> Stopped | None:
         """Set once the guest has stopped or the process has died."""
         ...

@@ -118,6 +118,10 @@ class ProcessDomain(ABC):
         return self._stopped is None and self._events.fate.paused
 
     @property
+    def stalled(self) -> str | None:
+        return self._events.fate.stalled if self.paused else None
+
+    @property
     def suspended(self) -> bool:
         return self._stopped is None and self._events.fate.suspended
 

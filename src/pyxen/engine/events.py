@@ -50,6 +50,8 @@ class Fate:
     """The monitor has answered: it has accepted its devices and its main loop runs."""
     paused: bool = True
     """No VCPU may run. So it begins: domains are started stopped and then told to go on."""
+    stalled: str | None = None
+    """Why the monitor has paused it by itself: a disk that can't take what was written."""
     suspended: bool = False
     """The guest has put itself in order and stands still, until it is told to go on."""
     loaded: bool = False
@@ -81,6 +83,11 @@ class Fate:
                 self.paused = True
             case "RESUME":
                 self.paused = False
+                self.stalled = None
+            case "BLOCK_IO_ERROR" if _get(data, "action") == "stop":
+                disk = str(_get(data, "node-name") or _get(data, "device")).partition(".")[0]
+                verb = "read" if _get(data, "operation") == "read" else "written to"
+                self.stalled = f"its disk {disk} can't be {verb} on the host: {_get(data, 'reason')}"
             case "MIGRATION" if _get(data, "status") == "completed":
                 self.loaded = True
             case "SUSPEND":

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pyxen import __version__
-from pyxen.api import EngineInfo, Trigger
+from pyxen.api import AgentKind, EngineInfo, Trigger
 from pyxen.config.model import Disk, DiskFormat, DomainConfig, DomainType, Vif, vif_device, vif_number, vif_numbers
 from pyxen.engine import cgroup, plugs
 from pyxen.engine.contract import DomainSpec, Limits, Moving, Pluggable, RunningDomain, StartedInfo
@@ -64,8 +64,8 @@ class XenDomain(ProcessDomain):
 
     ends_agent_frames = True
 
-    async def agent(self) -> socket.socket:
-        connection = await super().agent()
+    async def agent(self, kind: AgentKind = AgentKind.PYXEN) -> socket.socket:
+        connection = await super().agent(kind)
         # What is in it can't be called back, and the guest would have to read it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AGENT_BUFFER)
         return connection

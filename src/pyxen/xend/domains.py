@@ -147,6 +147,9 @@ class Domains:
     async def start(self, ref: str, *, paused: bool) -> api.Domain:
         record = self._records.changeable(ref, "start")
         async with self._registry.lock(record.uuid):
+            if record.uuid in self._registry.waiting:
+                await self._life.restarts.again(record)
+                return self._registry.view(record)
             if record.phase is not Phase.HALTED:
                 raise Conflict(f"Domain '{record.name}' is already running", hint=f"It has the id {record.domid}.")
             warnings = await self._life.build(record, Origin.START, paused=paused)

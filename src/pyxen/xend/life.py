@@ -47,7 +47,8 @@ from pyxen.xend.host_pci import HostPci
 from pyxen.xend.pool_table import PoolTable
 from pyxen.xend.prepare import Prepared, prepare
 from pyxen.xend.records import Records, is_given
-from pyxen.xend.registry import Live, Registry, now, renamed
+from pyxen.xend.registry import Live, Registry, now
+from pyxen.xend.restarting import Restarts
 from pyxen.xend.saved import Head
 from pyxen.xend.settings import Settings
 from pyxen.xend.steps import reached
@@ -83,6 +84,7 @@ class Life:
         self.log = log
         self.registry = Registry()
         self.records = Records(self.registry, store)
+        self.restarts = Restarts(self)
         self.pools = PoolTable(store)
         self.pci = HostPci(store)
         self.on_restored: list[Callable[[Live], None]] = []
@@ -150,6 +152,7 @@ class Life:
         template: Template | None = None,
         waking: Waking | None = None,
         empty_disks: Sequence[str] = (),
+        stays: Callable[[BaseException], bool] = lambda _error: False,
     ) -> list[str]:
         """Start a domain from its record; returns warnings. On an error nothing of the domain is left running.
 
@@ -158,7 +161,8 @@ class Life:
         the guest goes on from what is read there, with ``head`` on the engine and model of a machine that it had, its
         devices in the same slots. ``accept`` may refuse what has been built by raising, or says what is meant to happen
         to it next. With a full ``template`` the guest goes on from that, and an empty one is filled. ``waking``: what
-        it is to be told then. ``empty_disks``, by vdev, are filled from elsewhere before the state comes.
+        it is to be told then. ``empty_disks``, by vdev, are filled from elsewhere before the state comes. After an
+        error that ``stays`` the record is left as it is, to be built once more.
         """
         before, config = record.config, config or record.config
         record.origin = origin
@@ -190,7 +194,7 @@ class Life:
         except BaseException as error:
             record.config = before
             # Half of it would be worse than none: a second cancellation waits.
-            await to_the_end(self.undo(record, prepared, process, error))
+            await to_the_end(self.undo(record, prepared, process, error, stays=stays(error)))
             raise
         self.hold(record, spec, process)
         self.tell("domain-started", record, paused=paused, engine=chosen.name)
@@ -309,9 +313,15 @@ class Life:
         write_file(self.directory(spec.domid) / "domain.json", [msgspec.json.encode(spec)], mode=0o600)
 
     async def undo(
-        self, record: Record, prepared: Prepared | None, process: RunningDomain | None, error: BaseException
+        self,
+        record: Record,
+        prepared: Prepared | None,
+        process: RunningDomain | None,
+        error: BaseException,
+        *,
+        stays: bool = False,
     ) -> None:
-        """Leave nothing of a domain that could not be started."""
+        """Leave nothing of a domain that could not be started, but its record if that ``stays``."""
         if process is not None:
             await process.destroy()
             process.close()
@@ -321,6 +331,8 @@ class Life:
         for path in prepared.made if prepared else ():
             path.unlink(missing_ok=True)
         self.log.warning("domain not started", name=record.name, domid=domid, error=str(error))
+        if stays:
+            return
         try:
             await self.retire(record)
         except PyxenError as second:  # the next start of xend finds the record and no domain, and removes it
@@ -404,9 +416,9 @@ class Life:
             if action in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART, Action.RENAME_RESTART):
                 await self._dump(record)
             if action in (Action.RESTART, Action.COREDUMP_RESTART):
-                await self._restart(record, asked=record.intended == "reboot")
+                await self.restarts.restart(record, asked=record.intended == "reboot")
             elif action is Action.RENAME_RESTART:
-                await self._rename_restart(record)
+                await self.restarts.rename_restart(record)
             elif action is Action.PRESERVE:
                 await self._preserve(record)
             else:
@@ -418,11 +430,11 @@ class Life:
         live = self.registry.live.get(record.uuid)
         if live is not None:
             await live.process.destroy()
-        await self._release(record, reason)
+        await self.release(record, reason)
         await self.retire(record)
         self.tell("domain-ended", record, reason=reason.value)
 
-    async def _release(self, record: Record, reason: ShutdownReason) -> None:
+    async def release(self, record: Record, reason: ShutdownReason) -> None:
         """Close what is held of a domain whose process has ended, keep its last words, remove its folder."""
         live = self.registry.live.pop(record.uuid, None)
         if live is not None:
@@ -442,6 +454,7 @@ class Life:
 
     async def retire(self, record: Record) -> None:
         """Take a domain that has no process out of the running ones."""
+        self.registry.waiting.pop(record.uuid, None)
         if record.managed:
             record.phase, record.origin, record.domid, record.engine = Phase.HALTED, None, None, None
             record.started_at, record.intended = None, None
@@ -464,71 +477,7 @@ class Life:
             raise
         if (live := self.registry.live.get(record.uuid)) is not None:
             await live.process.destroy()
-        await self._release(record, ShutdownReason.DESTROYED)
-
-    async def _restart(self, record: Record, *, asked: bool) -> None:
-        """Start the domain again, under a new id; refuse one that stops as soon as it has started."""
-        if not asked and self._too_fast(record):
-            await self._refuse_restart(record)
-            return
-        reason = record.last_reason or ShutdownReason.REBOOT
-        live = self.registry.live.get(record.uuid)
-        if live is not None:
-            await live.process.destroy()
-        old = record.domid
-        # From here on the store says "build this again": a crash of xend in between repeats it.
-        record.phase, record.origin, record.intended = Phase.BUILDING, Origin.RESTART, None
-        record.restart_count += 1
-        record.restarted_at = now()
-        await self.store.save(record)
-        await self._release(record, reason)
-        await self.rebuild(record, old)
-
-    def _too_fast(self, record: Record) -> bool:
-        return record.restarted_at is not None and (now() - record.restarted_at < self.settings.minimum_restart_time)
-
-    async def _refuse_restart(self, record: Record) -> None:
-        elapsed = now() - (record.restarted_at or 0.0)
-        self.log.error(
-            f"VM {record.name} restarting too fast ({elapsed:.1f} seconds since the last restart). "
-            "Refusing to restart to avoid loops."
-        )
-        self.tell("domain-restart-refused", record, reason="restarting too fast", seconds=round(elapsed, 1))
-        await self.end(record, record.last_reason or ShutdownReason.REBOOT)
-
-    async def rebuild(self, record: Record, old: int | None) -> None:
-        """The second half of a restart; recovery comes in here."""
-        try:
-            await self.build(record, Origin.RESTART, paused=False)
-        except PyxenError as error:
-            self.tell("domain-restart-failed", record, reason=str(error))
-        else:
-            self.tell("domain-restarted", record, previous_domid=old)
-
-    async def _rename_restart(self, record: Record) -> None:
-        """Keep the stopped domain under a new UUID and the name Domain-UUID, and start a new one in its place.
-
-        What is kept is the record and the memory image that was dumped; the process goes, since it holds the disks.
-        """
-        if self._too_fast(record):
-            await self._refuse_restart(record)
-            return
-        uuid = str(uuids.uuid4())
-        kept = renamed(record, f"Domain-{uuid}", uuid)
-        kept.phase, kept.managed = Phase.PRESERVED, False
-        fresh = renamed(record, record.name)
-        fresh.phase, fresh.origin, fresh.domid, fresh.intended = Phase.BUILDING, Origin.RESTART, None, None
-        fresh.restart_count += 1
-        fresh.restarted_at = now()
-        live = self.registry.live.get(record.uuid)
-        if live is not None:
-            await live.process.destroy()
-        await self._release(record, record.last_reason or ShutdownReason.REBOOT)
-        self.registry.records[uuid] = kept
-        self.registry.records[fresh.uuid] = fresh
-        await self.store.save(fresh, kept)
-        self.tell("domain-preserved", kept)
-        await self.rebuild(fresh, record.domid)
+        await self.release(record, ShutdownReason.DESTROYED)
 
     async def _preserve(self, record: Record) -> None:
         record.phase = Phase.PRESERVED

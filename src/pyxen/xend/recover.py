@@ -63,7 +63,7 @@ async def _finish_or_undo(life: Life, record: Record) -> None:
 
 async def _rebuild(life: Life, record: Record) -> None:
     async with life.registry.lock(record.uuid):
-        await life.rebuild(record, record.domid)
+        await life.restarts.rebuild(record, record.domid)
 
 
 async def _find_again(life: Life, migration: Migration, record: Record, *, same_boot: bool) -> None:

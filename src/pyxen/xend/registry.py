@@ -56,6 +56,8 @@ class Registry:
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.live: dict[str, Live] = {}
+        self.waiting: dict[str, str] = {}
+        """Of domains that can't be restarted yet, why."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     def lock(self, uuid: str) -> asyncio.Lock:
@@ -63,6 +65,7 @@ class Registry:
 
     def forget(self, uuid: str) -> None:
         self.records.pop(uuid, None)
+        self.waiting.pop(uuid, None)
         self._locks.pop(uuid, None)
 
     def named(self, name: str) -> Record | None:
@@ -107,6 +110,7 @@ class Registry:
         )
         if record.phase is Phase.BUILDING:
             domain.power_state, domain.state = PowerState.PAUSED, "--p---"
+            domain.paused_reason = self.waiting.get(record.uuid)
         elif record.phase is Phase.PRESERVED:
             crashed = record.last_reason in (ShutdownReason.CRASH, ShutdownReason.FAILED, ShutdownReason.WATCHDOG)
             domain.power_state = PowerState.CRASHED if crashed else PowerState.SHUTDOWN
@@ -124,6 +128,7 @@ class Registry:
         domain.pid = live.process.pid
         domain.accelerator = live.accelerator or None
         domain.silent = live.silent
+        domain.paused_reason = live.process.stalled
         domain.vnc = live.process.info.vnc
         domain.gdb = live.process.info.gdb
         domain.forwards = list(live.process.info.forwards)

@@ -48,7 +48,9 @@ class Restarts:
         await self.rebuild(record, old)
 
     def _too_fast(self, record: Record) -> bool:
-        return record.restarted_at is not None and (now() - record.restarted_at < self._life.settings.minimum_restart_time)
+        return record.restarted_at is not None and (
+            now() - record.restarted_at < self._life.settings.minimum_restart_time
+        )
 
     async def _refuse_restart(self, record: Record) -> None:
         elapsed = now() - (record.restarted_at or 0.0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from pyxen.api import CreateRequest, PowerState, ShutdownReason
 from pyxen.config.model import Action, Disk, DiskAccess, DiskFormat
 from pyxen.engine.process import find
-from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound
+from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, ResourceExhausted
+from pyxen.xend import life, restarting
 from pyxen.xend.store import Origin, Phase
 from tests.unit.xend.conftest import Xend, describe
 
@@ -386,3 +389,53 @@ async def test_a_guest_that_does_not_hear_is_asked_again_and_then_called_unrespo
     await until(lambda: "domain-unresponsive" in xend.kinds())
     assert presses == ["poweroff", "poweroff"]
     assert xend.domains.get("web").power_state is PowerState.RUNNING
+
+
+async def test_a_restart_without_room_waits_for_it(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "_FIRST_TRY_S", 0.02)
+    monkeypatch.setattr(restarting, "_LONGEST_WAIT_S", 0.02)
+    xend = await boot()
+    await create(xend, "web")
+    await create(xend, "db")
+    full = True
+
+    def make_events(path: Path) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.touch()
+
+    monkeypatch.setattr(life, "_make_events", make_events)
+    for name in ("web", "db"):
+        xend.process(name).control("reboot")
+    await until(lambda: all(xend.domains.get(name).paused_reason for name in ("web", "db")))
+    found = xend.domains.get("web")
+    assert (found.state, found.pid) == ("--p---", None)
+    assert "no room: cannot make the folder" in (found.paused_reason or "")
+    with pytest.raises(ResourceExhausted, match="'web' can't be restarted yet: its restart finds no room"):
+        await xend.domains.start("web", paused=False)
+    await xend.domains.destroy("db")
+    assert [each.name for each in xend.domains.list()] == ["Domain-0", "web"]
+    # Another xend knows of it, too.
+    await xend.die()
+    xend = await boot()
+    await until(lambda: xend.domains.get("web").paused_reason is not None)
+    full = False
+    await until(lambda: xend.domains.get("web").state in ("-b----", "r-----"))
+    assert xend.domains.get("web").paused_reason is None
+    assert xend.kinds().count("domain-restart-waits") == 1
+
+
+async def test_a_full_disk_of_the_hosts_says_why_a_guest_stands_still(boot: Boot) -> None:
+    xend = await boot()
+    await create(xend, "web")
+    events = xend.process("web").directory / "events"
+    with events.open("ab") as file:
+        file.write(
+            b'{"event": "BLOCK_IO_ERROR", "data": {"device": "", "node-name": "xvdb.0", "operation": "write", '
+            b'"action": "stop", "nospace": true, "reason": "No space left on device"}}\n{"event": "STOP"}\n'
+        )
+    await until(lambda: xend.domains.get("web").state == "--p---")
+    reason = "its disk xvdb can't be written to on the host: No space left on device"
+    assert xend.domains.get("web").paused_reason == reason
+    await xend.domains.unpause("web")
+    assert xend.domains.get("web").paused_reason is None

@@ -305,7 +305,7 @@ REVERT_STEPS = [
     (snapshots, "copy_beside", "before the disks are copied"),
     (Life, "take_down", "after they are copied"),
     (FakeDomain, "destroy", "before the process ends"),
-    (Life, "_release", "before its folder goes"),
+    (Life, "release", "before its folder goes"),
     (snapshots, "put_in_place", "before the disks are replaced"),
     (Life, "build", "after they are replaced"),
     (FakeEngine, "start", "before there is a new process"),
