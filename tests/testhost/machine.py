@@ -43,6 +43,7 @@ def run(
     live: bool = False,
     layers: Sequence[Path] = (),
     counted: bool = False,
+    iommu: Sequence[str] = (),
 ) -> Done:
     """Boot the test host, run ``command`` in it, end it.
 
@@ -50,13 +51,23 @@ def run(
     ``files`` are put at their paths (the keys) in it; ``live``: show the command's output here as it comes. ``layers``
     are archives to unpack over the host's own. ``counted``: its clocks count executed instructions, a nanosecond each,
     and skip the time in which all CPUs sleep; so what it measures doesn't depend on how busy this machine is.
+    ``iommu``: it is a machine with one, and has these devices (QEMU's words).
     """
     with tempfile.TemporaryDirectory(prefix="pyxen-testhost-") as folder:
         place = Path(folder)
         output, status = place / "output", place / "status"
         arguments = [
             *_arguments(
-                place, list(command), dict(files or {}), dict(environ or {}), cpus, memory_mib, "quiet", layers, counted
+                place,
+                list(command),
+                dict(files or {}),
+                dict(environ or {}),
+                cpus,
+                memory_mib,
+                "quiet",
+                layers,
+                counted,
+                iommu,
             ),
             *("-serial", f"file:{place / 'console'}"),
             *("-device", "virtio-serial-pci"),
@@ -134,6 +145,7 @@ def _arguments(
     words: str,
     layers: Sequence[Path] = (),
     counted: bool = False,
+    iommu: Sequence[str] = (),
 ) -> list[str]:
     binary = shutil.which("qemu-system-x86_64")
     if binary is None or not QBOOT.exists():
@@ -148,14 +160,15 @@ def _arguments(
         file.write(image.sources(files, command, environ))
     return [
         *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-machine", "pc,usb=off,hpet=off,vmport=off,graphics=off"),
+        *("-machine", f"{'q35' if iommu else 'pc'},usb=off,hpet=off,vmport=off,graphics=off"),
+        *(("-device", "intel-iommu,intremap=on", *iommu) if iommu else ()),
         *("-accel", f"tcg,thread={threads}"),
         *(("-icount", "shift=0,sleep=off") if counted else ()),
         # Without XSAVE: TCG does not tell a hypervisor of XSETBV, so guests inside would find sizes that are wrong.
         # Without fast string moves: kernels then move 8 bytes by an instruction, fairer where those count.
         *("-cpu", "max,-xsave,-erms,-fsrm" if counted else "max,-xsave", "-smp", str(cpus), "-m", str(memory_mib)),
         *("-bios", str(QBOOT), "-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
-        *("-append", f"{_CMDLINE} {words}"),
+        *("-append", f"{_CMDLINE} {words}{' intel_iommu=on' if iommu else ''}"),
     ]
 
 
