@@ -105,6 +105,8 @@ class Ballooning:
             record = self._life.registry.records.get(uuid)
             if record is None or record.config.min_memory is None or live.process.paused or live.process.stopped:
                 continue
+            if live.spec.config.pci:  # its memory is locked: the host gets nothing of what it gives
+                continue
             now = live.process.statistics().memory_mib or live.spec.most_memory_mib
             found.append(Guest(uuid, now, record.config.min_memory, record.config.memory))
         return found

@@ -11,10 +11,13 @@ from pyxen import api, snapshot_api
 from pyxen.api import CreateRequest
 from pyxen.config.model import DomainConfig, DomainType, PciDevice, UsbDevice, UsbType
 from pyxen.errors import ConfigError, Conflict, EngineError, NotFound, PyxenError, ResourceExhausted, Unsupported
+from pyxen.xend.ballooning import Ballooning
 from pyxen.xend.host_pci import HostPci
 from pyxen.xend.store import Store
 from tests.unit.engine.host_tree import DISK, NIC, SOUND, MadeTree, make_tree
 from tests.unit.xend.conftest import Xend, describe
+from tests.unit.xend.test_ballooning import HIGH, LOW
+from tests.unit.xend.test_ballooning import host as host_with
 from tests.unit.xend.test_devices import config, written
 from tests.unit.xend.test_life import Boot, create, running_as, until
 
@@ -264,3 +267,14 @@ async def test_without_an_iommu(boot: Boot, tree: MadeTree, tmp_path: Path) -> N
     with pytest.raises(Unsupported, match="this host has no IOMMU"):
         await create(xend, "two", pci=(PciDevice(NIC),))
     assert bare.driver(NIC) == "e1000e"
+
+
+async def test_who_has_a_pci_device_is_asked_for_no_memory(boot: Boot, tree: MadeTree, tmp_path: Path) -> None:
+    xend = await boot(balloon_low_mib=LOW, balloon_high_mib=HIGH)
+    for address in (NIC, SOUND):
+        await xend.domains.passthrough.make_assignable(address)
+    await create(xend, memory=256, min_memory=128, pci=(PciDevice(NIC),))
+    await create(xend, "other", memory=256, min_memory=128)
+    await Ballooning(xend.life, host_with(tmp_path, 100)).look()
+    await until(lambda: xend.domains.get("other").memory_mib == 128)
+    assert xend.domains.get("web").memory_mib == 256
