@@ -77,6 +77,15 @@ guest 'ip addr | grep -c "52:54:00:00:00:02" | sed s/^/left-/' left-0
 echo "owner: $(stat -c %u /dev/vfio/$group)"
 xm destroy inner
 echo "owner: $(stat -c %u /dev/vfio/$group)"
+# Both from the start, in a machine into which none can be plugged later, and in its next life.
+xm "$@" hdtype=ahci pci=00:10.0 pci=00:10.1
+try said '~# '
+guest 'until ip addr | grep -q 10.3.0.15; do sleep 1; done; echo express-$((1 + 1))' express-2
+refuse pci-detach inner 00:10.1
+xm reboot -w inner
+try said '~# '
+guest 'until ip addr | grep -q 10.3.0.15; do sleep 1; done; echo again-$((1 + 1))' again-2
+xm destroy inner
 xm pci-assignable-remove 00:10.0 00:10.1
 echo "drivers: $(driver 10.0) $(driver 10.1)"
 """
@@ -119,6 +128,8 @@ def test_a_card_goes_to_a_domain_and_comes_back(files: dict[str, Path], vfio: di
         "Error: 'inner' has the host's PCI device 0000:00:10.0, whose state can't be read",
         f"Error: {card} is in use by domain 'inner'\n",
         "Vdev Device\n05.0 0000:00:10.0\n1e.0 0000:00:10.1\n",
-        "guest: left-0\nowner: 200002\nowner: 0\ndrivers: virtio-pci virtio-pci\n",
+        "guest: left-0\nowner: 200002\nowner: 0\n",
+        "guest: express-2\nError: 'inner' has hdtype=ahci, a machine into which nothing can be plugged",
+        "guest: again-2\ndrivers: virtio-pci virtio-pci\n",
     ):
         assert said in output, f"{said}\n{output}"

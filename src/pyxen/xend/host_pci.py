@@ -16,7 +16,7 @@ from pyxen.config.model import PciDevice
 from pyxen.engine.contract import DomainSpec
 from pyxen.engine.passthrough import binding, pci
 from pyxen.engine.passthrough.tree import HostTree
-from pyxen.errors import Conflict, PyxenError, Unsupported
+from pyxen.errors import Conflict, NotFound, PyxenError, Unsupported
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.store import Store
 
@@ -79,7 +79,13 @@ class HostPci:
     async def give_back(self, address: str, running: Iterable[DomainSpec]) -> None:
         """Let the host have a device again. Raises Conflict if a domain has it."""
         async with self._lock:
-            found = await asyncio.to_thread(pci.device, self.tree, address)
+            try:
+                found = await asyncio.to_thread(pci.device, self.tree, address)
+            except NotFound:
+                if address not in self._drivers:
+                    raise
+                await self._forget(address)  # it was taken out of the host
+                return
             owners = (spec.config.name for spec in running for each in spec.config.pci if each.address == address)
             if (owner := next(owners, None)) is not None:
                 raise Conflict(
@@ -90,7 +96,7 @@ class HostPci:
                 raise Conflict(f"{address} ({found.label}) is the host's: its driver is {found.driver or 'none'}")
             driver = self._drivers.get(address)
             await to_the_end(asyncio.to_thread(binding.give_back, self.tree, address, driver))
-            await self._keep({each: old for each, old in self._drivers.items() if each != address})
+            await self._forget(address)
 
     def _shown(self, found: pci.HostPciDevice, owner: str | None) -> device_api.HostPciDevice:
         problem = ""
@@ -112,6 +118,9 @@ class HostPci:
             owner,
             problem,
         )
+
+    async def _forget(self, address: str) -> None:
+        await self._keep({each: old for each, old in self._drivers.items() if each != address})
 
     async def _keep(self, drivers: dict[str, str | None]) -> None:
         await self._store.set_meta(_KEY, msgspec.json.encode(drivers).decode())

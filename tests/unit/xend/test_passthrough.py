@@ -94,6 +94,18 @@ async def test_what_the_host_has_come_to_need_stays_with_it(boot: Boot, tree: Ma
     assert "eth0 is up" in xend.domains.dmesg()
 
 
+async def test_a_device_that_was_taken_out_of_the_host_can_be_forgotten(boot: Boot, tree: MadeTree) -> None:
+    xend = await boot()
+    await xend.domains.passthrough.make_assignable(NIC)
+    await xend.die()
+    (tree.sys / "bus/pci/devices" / NIC).unlink()
+    xend = await boot()
+    assert f"no PCI device {NIC}" in xend.domains.dmesg()
+    await xend.domains.passthrough.give_back(NIC)
+    with pytest.raises(NotFound, match=f"this host has no PCI device {NIC}"):
+        await xend.domains.passthrough.give_back(NIC)
+
+
 async def test_what_can_not_be_taken_leaves_nothing_to_remember(boot: Boot, tree: MadeTree) -> None:
     xend = await boot()
     tree.broken.add("vfio-pci")

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from pyxen import api
-from pyxen.config.model import Disk, DiskFormat
+from pyxen.config.model import Disk, DiskFormat, PciDevice, UsbDevice, UsbType
 from pyxen.engine.contract import Limits
 from pyxen.engine.fake import FakeDomain, FakeEngine
-from pyxen.errors import Conflict, EngineError, PyxenError, Unavailable
+from pyxen.errors import Conflict, EngineError, PyxenError, Unavailable, Unsupported
 from pyxen.xend import steps
 from pyxen.xend.migration import fit
 from pyxen.xend.store import Phase
@@ -64,6 +64,22 @@ async def test_a_domain_goes_there_and_back(pair: Pair) -> None:
         database = sqlite3.connect(side.roots.database)
         assert database.execute("SELECT key FROM meta WHERE key LIKE 'arrived:%'").fetchall() == []
         database.close()
+
+
+async def test_what_a_domain_has_of_its_host_keeps_it_there(pair: Pair, tmp_path: Path) -> None:
+    one, other = pair
+    stick = tmp_path / "stick.img"
+    stick.write_bytes(bytes(512))
+    await create(one.xend, usbdev=(UsbDevice(type=UsbType.DISK, target=str(stick)),))
+    with pytest.raises(Unsupported, match="as a USB disk, which no copy is made of") as caught:
+        await migrate(one, other)
+    assert caught.value.hint == "First: xm usb-detach web 0"
+    live = one.xend.life.registry.live[one.xend.domains.get("web").uuid]
+    config = msgspec.structs.replace(live.spec.config, pci=(PciDevice("0000:03:00.0"),))
+    live.spec = msgspec.structs.replace(live.spec, config=config)
+    with pytest.raises(Unsupported, match=r"has the host's PCI device 0000:03:00\.0.*nor moved"):
+        await migrate(one, other)
+    assert (one.runs(), other.knows()) == (True, False)
 
 
 async def test_a_paused_domain_arrives_paused(pair: Pair) -> None:
