@@ -78,6 +78,7 @@ echo "owner: $(stat -c %u /dev/vfio/$group)"
 xm destroy inner
 echo "owner: $(stat -c %u /dev/vfio/$group)"
 # Both from the start, in a machine into which none can be plugged later, and in its next life.
+: >/var/lib/xend/xend.log
 xm "$@" hdtype=ahci pci=00:10.0 pci=00:10.1
 try said '~# '
 guest 'until ip addr | grep -q 10.3.0.15; do sleep 1; done; echo express-$((1 + 1))' express-2
