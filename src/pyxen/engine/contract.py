@@ -200,6 +200,11 @@ class RunningDomain(Protocol):
         ...
 
     @property
+    def since(self) -> float | None:
+        """When the guest last came to stand still, or went on, in seconds since 1970; None: that isn't known."""
+        ...
+
+    @property
     def stopped(self) -> Stopped | None:
         """Set once the guest has stopped or the process has died."""
         ...

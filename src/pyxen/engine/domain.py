@@ -126,6 +126,10 @@ class ProcessDomain(ABC):
         return self._stopped is None and self._events.fate.suspended
 
     @property
+    def since(self) -> float | None:
+        return self._events.fate.since
+
+    @property
     def stopped(self) -> Stopped | None:
         return self._stopped
 

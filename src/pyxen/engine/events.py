@@ -54,6 +54,8 @@ class Fate:
     """Why the monitor has paused it by itself: a disk that can't take what was written."""
     suspended: bool = False
     """The guest has put itself in order and stands still, until it is told to go on."""
+    since: float | None = None
+    """Seconds since 1970 when the guest last came to stand still, or went on, by the monitor's clock."""
     loaded: bool = False
     """The state that the monitor was to take in is there."""
     stopped: Stopped | None = None
@@ -80,10 +82,9 @@ class Fate:
         data = message.get("data")
         match message.get("event"):
             case "STOP":
-                self.paused = True
+                self.paused, self.since = True, _time(message)
             case "RESUME":
-                self.paused = False
-                self.stalled = None
+                self.paused, self.stalled, self.since = False, None, _time(message)
             case "BLOCK_IO_ERROR" if _get(data, "action") == "stop":
                 disk = str(_get(data, "node-name") or _get(data, "device")).partition(".")[0]
                 verb = "read" if _get(data, "operation") == "read" else "written to"
@@ -91,9 +92,9 @@ class Fate:
             case "MIGRATION" if _get(data, "status") == "completed":
                 self.loaded = True
             case "SUSPEND":
-                self.suspended = True
+                self.suspended, self.since = True, _time(message)
             case "WAKEUP":
-                self.suspended = False
+                self.suspended, self.since = False, _time(message)
             case "SHUTDOWN":
                 self._stop(_REASONS.get(str(_get(data, "reason")), ShutdownReason.POWEROFF))
             case "RESET" if _get(data, "guest") is True:
@@ -121,6 +122,12 @@ class Fate:
         # The first one counts: a destroyed domain's SIGTERM is reported as well, after its guest's own power-off.
         if self.stopped is None:
             self.stopped = Stopped(reason)
+
+
+def _time(message: dict[str, Any]) -> float | None:
+    stamp = message.get("timestamp")
+    seconds, rest = _get(stamp, "seconds"), _get(stamp, "microseconds")
+    return seconds + rest / 1e6 if isinstance(seconds, int) and isinstance(rest, int) else None
 
 
 def _get(data: object, key: str) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -62,13 +62,13 @@ class Records:
         """Its handle; None for a managed one that doesn't run. Raises Conflict if it has gone."""
         return None if record.managed and record.phase is Phase.HALTED else self.running(record)
 
-    async def change(self, record: Record, **values: object) -> None:
-        """Set attributes of the record and write it; if it can't be written they are as before."""
+    async def change(self, record: Record, meta: Mapping[str, str] | None = None, **values: object) -> None:
+        """Set attributes of the record and write it, with values of ``meta``; if that can't be, it is as before."""
         before = {key: getattr(record, key) for key in values}
         for key, value in values.items():
             setattr(record, key, value)
         try:
-            await self._store.save(record)
+            await self._store.save(record, meta=meta)
         except BaseException:
             for key, value in before.items():
                 setattr(record, key, value)

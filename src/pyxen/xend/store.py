@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,13 +121,17 @@ class Store:
         rows = await self._run(lambda: self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM domain").fetchall())
         return [_record(row) for row in rows]
 
-    async def save(self, *records: Record, lasting: bool = True) -> None:
-        """Write the rows as they are now, all or none. Unless ``lasting``, a power cut may undo that."""
+    async def save(self, *records: Record, lasting: bool = True, meta: Mapping[str, str] | None = None) -> None:
+        """Write the rows as they are now and values to keep, all or none. Unless ``lasting``, a power cut may undo
+        that.
+        """
         rows = [_row(record) for record in records]
 
         def write() -> None:
             with self._written(lasting=lasting):
                 self._db.executemany(_UPSERT, rows)
+                for key, value in (meta or {}).items():
+                    self._set_meta(key, value)
 
         await self._run(write)
 

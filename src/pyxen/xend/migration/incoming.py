@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,9 +124,15 @@ class Incoming:
         finally:
             arrival.settled.set()
             del self._arrivals[offer.id]
-        await link.send(wire.Running(domid))
+        await link.send(wire.Running(domid, self._runs_s(arrival)))
         await link.expect(wire.Forget, _FORGET_S)
         await self._forget(offer.id)
+
+    def _runs_s(self, arrival: _Arrival) -> float:
+        """For how long it has been running here."""
+        live = self._life.registry.live.get(arrival.record.uuid) if arrival.record is not None else None
+        since = live.process.since if live is not None else None
+        return 0.0 if since is None else max(time.time() - since, 0.0)
 
     async def _arrive(self, link: Link, offer: wire.Offer) -> int:
         """Returns the id that the domain has here, when it is ours for good."""
@@ -155,8 +162,7 @@ class Incoming:
             await link.send(wire.Ready(list(arrival.copies)))
             await self._build(link, offer, record, config, arrival.copies)
         finally:
-            arrived = (record.intended or "").startswith(f"{ARRIVE}{offer.id} ")
-            await to_the_end(asyncio.to_thread(journal.keep if arrived else journal.undo))
+            await to_the_end(asyncio.to_thread(journal.keep if _arrives(record, offer.id) else journal.undo))
 
     async def _fill(self, link: Link, request: wire.Fill) -> None:
         """A connection that leads to one of the disks which a domain that arrives must be given."""
@@ -242,16 +248,20 @@ class Incoming:
             await asyncio.gather(pump, return_exceptions=True)
 
     async def finish(self, record: Record) -> None:
-        """Let a domain run that has become ours. Its lock is held."""
-        _, _, after, kept = (record.intended or "").split(" ")
-        await self.remember(record)
+        """Let a domain run that has become ours. Its lock is held.
+
+        That it has arrived is written in ``intended`` before; what outlives that is written when the guest runs.
+        """
+        _, migration_id, after, kept = (record.intended or "").split(" ")
         if after == "go-on":
             process = self._life.registry.live[record.uuid].process
             await insist(self._life, record, process, process.unpause, _UNPAUSE_S)
-        await self._life.records.change(record, intended=None, managed=kept == "kept")
+        await self._life.records.change(
+            record, {_remembered(migration_id): record.uuid}, intended=None, managed=kept == "kept"
+        )
 
     async def remember(self, record: Record) -> None:
-        """Write down that a domain has arrived, for when the other side asks."""
+        """Write down that a domain has arrived, for when the other side asks, whatever becomes of it now."""
         await self._life.store.set_meta(_remembered((record.intended or "").split(" ")[1]), record.uuid)
 
     async def _verdict(self, migration_id: str) -> bool:
@@ -261,10 +271,17 @@ class Incoming:
                 arrival.given_up = True
                 arrival.task.cancel()
             await arrival.settled.wait()
+        if any(_arrives(record, migration_id) for record in self._life.registry.records.values()):
+            return True
         return await self._life.store.meta(_remembered(migration_id)) is not None
 
     async def _forget(self, migration_id: str) -> None:
         await self._life.store.set_meta(_remembered(migration_id), None)
+
+
+def _arrives(record: Record, migration_id: str) -> bool:
+    """Has it become ours, by this migration, just now?"""
+    return (record.intended or "").startswith(f"{ARRIVE}{migration_id} ")
 
 
 def _remembered(migration_id: str) -> str:

@@ -40,7 +40,6 @@ MIGRATE = "migrate "
 As soon as the other side may have it, it begins with GIVEN.
 """
 _LAST_S = 5.0
-_PIPE_BYTES = 1 << 20
 _THAW_S = 20.0
 _START_S = 180
 _UNDER_WAY_BYTES = 32 << 20
@@ -155,9 +154,9 @@ class Outgoing:
                     tell(api.Progress(step="it would fit", done=True))
                     return
                 moving = await self._send(record, live, link, to, request, migration_id, copies, tell)
-                sent = time.monotonic()
-                domid = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
-                downtime = 0.0 if was_paused else moving.stopped_s + time.monotonic() - sent
+                still = live.process.since
+                running, came = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
+                stood_s = moving.stopped_s if still is None else max(came - running.since_s - still, 0.0)
                 tell(
                     api.Progress(
                         step="done",
@@ -165,9 +164,9 @@ class Outgoing:
                         migrated=api.Migrated(
                             name=record.name,
                             host=to.host,
-                            domid=domid,
+                            domid=running.domid,
                             total_s=time.monotonic() - started,
-                            downtime_s=downtime,
+                            downtime_s=0.0 if was_paused else stood_s,
                             sent_bytes=moving.sent,
                             rounds=moving.rounds,
                         ),
@@ -300,7 +299,7 @@ class Outgoing:
     ) -> Moving:
         out, into = os.pipe2(os.O_CLOEXEC)
         with contextlib.suppress(OSError):
-            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, wire.PIECE)
         last = Moving(0, 0, 0)
 
         def progress(moving: Moving) -> None:
@@ -335,8 +334,8 @@ class Outgoing:
 
     async def _give(
         self, record: Record, live: Live, link: Link, to: _Destination, migration_id: str, *, was_paused: bool
-    ) -> int:
-        """The point of no return. Returns the domain's id on the other side, or raises what became of it."""
+    ) -> tuple[wire.Running, float]:
+        """The point of no return. Returns the other side's last word and when it came, or raises what became of it."""
         move = self._moves[record.uuid]
         move.given = True
         after = "stay" if was_paused else "go-on"
@@ -351,6 +350,7 @@ class Outgoing:
             await link.send(wire.Commit())
             reached("committed", link.cut)
             running = await link.expect(wire.Running)
+            came = time.time()
         except PyxenError as error:
             self._life.log.warning("other side lost after the domain was given", name=record.name, error=str(error))
             self.settle_soon(record)
@@ -362,7 +362,7 @@ class Outgoing:
         await self._leave(record, to)
         with contextlib.suppress(PyxenError):
             await link.send(wire.Forget(migration_id))
-        return running.domid
+        return running, came
 
     def settle_soon(self, record: Record) -> None:
         """Begin to ask the other side what has become of a domain that was given to it."""
@@ -446,7 +446,7 @@ def _bytes(mib: int | None) -> int | None:
 async def _pump(out: int, link: Link) -> int:
     """From the monitor's pipe to the other side, until it ends; returns how many bytes. Closes the pipe."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=wire.LONGEST)
+    reader = asyncio.StreamReader(limit=wire.PIECE)
     transport, _ = await loop.connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out, "rb", buffering=0)
     )
@@ -454,7 +454,7 @@ async def _pump(out: int, link: Link) -> int:
     # It takes nothing before its monitor has started, which has no bound: memory must be found, disks opened.
     link.bear_silence(_START_S)
     try:
-        while data := await reader.read(wire.LONGEST):
+        while data := await reader.read(wire.PIECE):
             await link.send_data(data)
             size += len(data)
             if size - len(data) <= _UNDER_WAY_BYTES < size:

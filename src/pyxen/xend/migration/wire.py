@@ -23,6 +23,12 @@ PROTOCOL = 1
 PORT = 8002
 LONGEST = 1 << 20
 """Bytes of a frame's body at most."""
+PIECE = 1 << 17
+"""Bytes of the state that are read, sent and kept at once. What is under way when the guest is stopped has to arrive
+while it stands still.
+"""
+_WINDOW = 1 << 19
+"""Bytes that may be on their way through the network and in the other side's kernel."""
 ANSWER_S = 60.0
 _CONNECT_S = 10.0
 DEAD_AFTER_S = 20
@@ -100,6 +106,8 @@ class Running(Struct, tag="running", frozen=True):
     """It runs."""
 
     domid: int
+    since_s: float = 0.0
+    """For so many seconds."""
 
 
 class Question(Struct, tag="question", frozen=True):
@@ -146,6 +154,7 @@ class Link:
         self._decoder = msgspec.json.Decoder(Message)
         if (connection := writer.get_extra_info("socket")) is not None:
             _notice_death(connection)
+            _keep_little(connection)
         self.bear_silence()
 
     @property
@@ -229,7 +238,7 @@ def _broken(error: Exception) -> Broken:
 async def accept(connection: socket.socket, context: ssl.SSLContext) -> Link:
     """The link over a connection that another xend has made. Raises OSError; ssl.SSLError where it isn't trusted."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(LONGEST)
+    reader = asyncio.StreamReader(PIECE)
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await loop.connect_accepted_socket(
         lambda: protocol, connection, ssl=context, ssl_handshake_timeout=_CONNECT_S
@@ -241,7 +250,7 @@ async def connect(host: str, port: int, context: ssl.SSLContext) -> Link:
     """A connection to another xend. Raises Unavailable, and Conflict where the two don't trust each other."""
     try:
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="", limit=LONGEST)
+            reader, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="", limit=PIECE)
     except ssl.SSLError as error:
         raise Conflict(
             f"{host} shows a certificate that is not trusted here",
@@ -271,3 +280,10 @@ def _notice_death(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def _keep_little(connection: socket.socket) -> None:
+    """The kernel would keep megabytes that the other side's monitor has not read yet."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, _WINDOW)
