@@ -62,6 +62,8 @@ def test_pausing() -> None:
     assert fate_of().paused
     assert not fate_of({"event": "RESUME"}).paused
     assert fate_of({"event": "RESUME"}, {"event": "STOP"}).paused
+    stopped = {"event": "STOP", "timestamp": {"seconds": 7, "microseconds": 250_000}}
+    assert (fate_of({"event": "STOP"}).since, fate_of(stopped).since) == (None, 7.25)
 
 
 def test_an_answer_is_readiness_and_a_refusal_is_not() -> None:

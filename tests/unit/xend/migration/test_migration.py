@@ -17,10 +17,10 @@ from pyxen import api
 from pyxen.config.model import Disk, DiskFormat, PciDevice, UsbDevice, UsbType
 from pyxen.engine.contract import Limits
 from pyxen.engine.fake import FakeDomain, FakeEngine
-from pyxen.errors import Conflict, EngineError, PyxenError, Unavailable, Unsupported
+from pyxen.errors import Conflict, EngineError, PyxenError, ResourceExhausted, Unavailable, Unsupported
 from pyxen.xend import steps
 from pyxen.xend.migration import fit
-from pyxen.xend.store import Phase
+from pyxen.xend.store import Phase, Record
 from tests.unit.xend.conftest import describe
 from tests.unit.xend.migration.conftest import Side
 from tests.unit.xend.test_life import create, until
@@ -53,6 +53,7 @@ async def test_a_domain_goes_there_and_back(pair: Pair) -> None:
     assert told == ["web"]
     assert other.xend.process("web").spec.slots["balloon"] == 17
     assert (done.name, done.host, done.domid) == ("web", "127.0.0.1", 1)
+    assert 0 < done.downtime_s < done.total_s
     assert (one.knows(), other.runs()) == (False, True)
     assert other.xend.domains.get("web").uuid == uuid
     assert one.xend.kinds()[-2:] == ["domain-migrated", "domain-ended"]
@@ -88,6 +89,32 @@ async def test_a_paused_domain_arrives_paused(pair: Pair) -> None:
     await one.xend.domains.pause("web")
     await migrate(one, other)
     assert other.xend.domains.get("web").power_state is api.PowerState.PAUSED
+
+
+async def test_one_that_runs_there_has_arrived_though_it_cannot_be_written_down(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    await create(one.xend)
+    change, refused = other.xend.life.records.change, []
+
+    async def full(record: Record, meta: object = None, **values: object) -> None:
+        if values.get("intended", "") is None:
+            refused.append(record.name)
+            raise ResourceExhausted("no room")
+        await change(record, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(other.xend.life.records, "change", full)
+    with pytest.raises(EngineError, match="was lost when it had been given 'web'"):
+        await migrate(one, other)
+    await until(lambda: not one.knows())
+    assert refused == ["web"]
+    assert not other.xend.process("web").paused
+    await other.deaf()
+    await other.xend.die()
+    await other.start()
+    await until(lambda: other.xend.life.registry.find("web").intended is None)
+    assert other.runs()
 
 
 async def test_a_managed_domain_is_managed_there_and_gone_here(pair: Pair) -> None:
