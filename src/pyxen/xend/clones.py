@@ -69,6 +69,7 @@ class Clones:
         waiting = self._snapshots.waiting
         if request.snapshot is not None and (waiter := await waiting.take(folder)) is not None:
             record, warnings = await self._take(waiter, folder, description, request)
+            self._snapshots.templates.still_used(folder)
         else:
             record, warnings = await self._start_new(folder, description, request)
         if request.managed:

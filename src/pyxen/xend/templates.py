@@ -48,6 +48,11 @@ class Templates:
             timer.cancel()
         self._timers[folder] = asyncio.get_running_loop().call_later(_IDLE_S, self.drop, folder)
 
+    def still_used(self, folder: Path) -> None:
+        """Keep that of a snapshot, if there is one, for a while from now on."""
+        if (found := self._kept.get(folder)) is not None:
+            self.keep(folder, found)
+
     def drop(self, folder: Path) -> None:
         """Let go of that of a snapshot, or of all of a domain's."""
         for each in [each for each in self._kept if folder in (each, each.parent)]:

@@ -142,6 +142,8 @@ class Waiting:
                 self._look_later()
         except PyxenError as error:
             self._life.log.info("nothing waits for the next clone", why=str(error))
+        except Exception:
+            self._life.log.exception("nothing waits for the next clone")
 
     def _lost_soon(self, queue: _Queue, waiter: Waiter, _stopped: Stopped) -> None:
         self._life.spawn(self._lost(queue, waiter))

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,27 @@ async def test_a_command_runs_in_the_guest(boot: Boot) -> None:
     xend.domains.agent.close()
     assert await asyncio.to_thread(process.wait, 60) == 0
     assert xend.domains.agent._agents == {}
+
+
+async def test_a_file_is_written_whole(boot: Boot, tmp_path: Path) -> None:
+    xend = await boot()
+    await xend.domains.create(api.CreateRequest(describe()))
+    live = xend.life.registry.live[xend.life.registry.find("web").uuid]
+    file, agents, data = str(tmp_path / "file"), xend.domains.agent, bytes(range(256)) * 1000
+    with listener(xend) as listening:
+        writing = asyncio.create_task(agents.write(live, agent_api.WriteFileRequest(file), data))
+        process = start(await accept(listening))
+    await writing
+    assert Path(file).read_bytes() == data
+    assert await agents.size(live, agent_api.ReadFileRequest(file)) == len(data)
+    await agents.write(live, agent_api.WriteFileRequest(file), b"short")
+    assert Path(file).read_bytes() == b"short"
+    with pytest.raises(NotFound, match="cannot read /nonesuch in 'web'"):
+        await agents.size(live, agent_api.ReadFileRequest("/nonesuch"))
+    with pytest.raises(Conflict, match="cannot write /dev/full in 'web': No space left"):
+        await agents.write(live, agent_api.WriteFileRequest("/dev/full"), b"x")
+    agents.close()
+    assert await asyncio.to_thread(process.wait, 60) == 0
 
 
 async def test_no_agent(boot: Boot) -> None:

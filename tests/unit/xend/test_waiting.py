@@ -13,7 +13,7 @@ from pyxen.api import PowerState
 from pyxen.engine.fake import FakeDomain, FakeEngine
 from pyxen.errors import Conflict, EngineError
 from pyxen.snapshot_api import CloneRequest
-from pyxen.xend import waiting
+from pyxen.xend import clones, waiting
 from pyxen.xend.life import Life
 from pyxen.xend.waiting import Waiter
 from tests.unit.xend.conftest import Xend
@@ -76,6 +76,34 @@ async def test_a_clone_is_what_has_waited(boot: Boot, disk: Path) -> None:
     stored = {record.name: record for record in await xend.life.store.records()}
     assert {name: record.domid for name, record in stored.items()} == {"web": 1, "one": 2, "two": 3, "three": 4}
     assert stored["two"].config.disk[0].target == str(target)
+
+
+async def test_a_template_is_kept_while_clones_are_taken(boot: Boot, disk: Path) -> None:
+    xend = await boot(clones_waiting=1)
+    await with_clone(xend, disk)
+    ((folder, before),) = xend.domains.snapshots.templates._timers.items()
+    await xend.domains.clone("web", CloneRequest("two", "base"))
+    assert before.cancelled()
+    assert xend.domains.snapshots.templates._timers[folder].when() > before.when()
+
+
+async def test_what_goes_wrong_stays_in_the_log(boot: Boot, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xend = await boot(clones_waiting=1)
+    monkeypatch.setattr(clones, "_size", lambda *_: 1 / 0)
+    await with_clone(xend, disk, wait=0)
+    await until(lambda: "ZeroDivisionError" in xend.life.roots.log.read_text())
+    await xend.domains.clone("web", CloneRequest("two", "base"))
+
+
+async def test_disks_that_take_much_are_not_copied_in_advance(
+    boot: Boot, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clones, "_MOST_COPIED", 4095)
+    xend = await boot(clones_waiting=1)
+    await with_clone(xend, disk, wait=0)
+    await xend.domains.clone("web", CloneRequest("two", "base"))
+    await asyncio.sleep(0.05)
+    assert (xend.domains.snapshots.waiting.count, folders(xend)) == (0, ["1", "2", "3"])
 
 
 async def test_a_later_xend_has_the_clone(boot: Boot, disk: Path) -> None:
