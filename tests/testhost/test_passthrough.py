@@ -74,6 +74,7 @@ guest 'until ip addr | grep -q 10.3.0.15; do sleep 1; done; echo second-$((1 + 1
 xm pci-list inner
 xm pci-detach inner 00:10.1
 guest 'ip addr | grep -c "52:54:00:00:00:02" | sed s/^/left-/' left-0
+refuse pci-assignable-remove 00:10.1
 echo "owner: $(stat -c %u /dev/vfio/$group)"
 xm destroy inner
 echo "owner: $(stat -c %u /dev/vfio/$group)"
@@ -129,7 +130,8 @@ def test_a_card_goes_to_a_domain_and_comes_back(files: dict[str, Path], vfio: di
         "Error: 'inner' has the host's PCI device 0000:00:10.0, whose state can't be read",
         f"Error: {card} is in use by domain 'inner'\n",
         "Vdev Device\n05.0 0000:00:10.0\n1e.0 0000:00:10.1\n",
-        "guest: left-0\nowner: 200002\nowner: 0\n",
+        "guest: left-0\nError: IOMMU group 2, in which 0000:00:10.1 is, is in use by process ",
+        "\nowner: 200002\nowner: 0\n",
         "guest: express-2\nError: 'inner' has hdtype=ahci, a machine into which nothing can be plugged",
         "guest: again-2\ndrivers: virtio-pci virtio-pci\n",
     ):

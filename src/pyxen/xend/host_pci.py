@@ -14,7 +14,7 @@ import msgspec
 from pyxen import device_api
 from pyxen.config.model import PciDevice
 from pyxen.engine.contract import DomainSpec
-from pyxen.engine.passthrough import binding, pci
+from pyxen.engine.passthrough import binding, pci, vfio
 from pyxen.engine.passthrough.tree import HostTree
 from pyxen.errors import Conflict, NotFound, PyxenError, Unsupported
 from pyxen.xend.finishing import to_the_end
@@ -94,6 +94,8 @@ class HostPci:
                 )
             if not found.assignable and address not in self._drivers:
                 raise Conflict(f"{address} ({found.label}) is the host's: its driver is {found.driver or 'none'}")
+            if found.assignable:
+                await asyncio.to_thread(vfio.check_unused, self.tree, found)
             driver = self._drivers.get(address)
             await to_the_end(asyncio.to_thread(binding.give_back, self.tree, address, driver))
             await self._forget(address)

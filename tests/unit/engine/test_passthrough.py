@@ -206,6 +206,20 @@ def test_the_group_is_opened_to_the_domains_user_and_closed_again(tree: MadeTree
         vfio.open_to(tree, [PciDevice(NIC)], 4711)
 
 
+def test_a_group_that_a_process_has_open(tree: MadeTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vfio, "_LET_GO_S", 0.1)
+    vfio.check_unused(tree, pci.device(tree, NIC))
+    (tree.proc / "77/fd").mkdir(parents=True)
+    (tree.proc / "77/comm").write_text("qemu\n")
+    (tree.proc / "77/fd/4").symlink_to("socket:[1]")
+    vfio.check_unused(tree, pci.device(tree, NIC))
+    (tree.proc / "77/fd/5").symlink_to(tree.dev / "vfio/12")
+    reason = rf"IOMMU group 12, in which {SOUND} is, is in use by process 77 \(qemu\)"
+    with pytest.raises(Conflict, match=reason):
+        vfio.check_unused(tree, pci.device(tree, SOUND))
+    vfio.check_unused(tree, pci.device(tree, DISK))
+
+
 def test_how_much_memory_may_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = running("web", devices=(NIC,))
     assert vfio.locked_bytes(spec) == 1536 << 20

@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pyxen.errors import Conflict, EngineError, NotFound, Unsupported
 _OWN_MIB = 1024
 """What QEMU may lock besides the guest's memory: its tables, and firmware that is mapped for devices."""
 _CAP_SYS_RESOURCE = 24
+_LET_GO_S, _LOOK_S = 2.0, 0.05
 _HARMLESS = (None, "vfio-pci", "pci-stub", "pcieport")
 """Drivers of a group's other members with which the kernel still hands it out."""
 
@@ -63,6 +65,33 @@ def _check_group(tree: HostTree, name: str, found: HostPciDevice, owners: Mappin
                 f"{shared}, which the host has: its driver is {other.driver}{used}",
                 hint=f"A group goes to a domain as a whole: xm pci-assignable-add {other.address}",
             )
+
+
+def check_unused(tree: HostTree, found: HostPciDevice) -> None:
+    """Raises Conflict if a process has the device's group open: no other driver can have any of it before.
+
+    Taking a device from vfio-pci would wait for that process, for ever perhaps. QEMU lets go of a device a moment after
+    it has said so.
+    """
+    deadline = time.monotonic() + _LET_GO_S
+    while users := _users(tree, found.group):
+        if time.monotonic() > deadline:
+            pid, name = users[0]
+            raise Conflict(
+                f"IOMMU group {found.group}, in which {found.address} is, is in use by process {pid} ({name})",
+                hint="Its devices go back to the host when no domain has any of them.",
+            )
+        time.sleep(_LOOK_S)
+
+
+def _users(tree: HostTree, group: int | None) -> list[tuple[int, str]]:
+    """The processes that have an IOMMU group open, as far as this one may see."""
+    node, users = tree.dev / "vfio" / str(group), []
+    for process in tree.proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(entry.is_symlink() and entry.readlink() == node for entry in (process / "fd").iterdir()):
+                users.append((int(process.name), read(process / "comm")))
+    return users
 
 
 def locked_bytes(spec: DomainSpec) -> int:
