@@ -28,8 +28,8 @@ from pyxen.engine.forwards import describe
 from pyxen.engine.inotify import Inotify
 from pyxen.engine.passthrough import vfio
 from pyxen.engine.passthrough.tree import HostTree
-from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place
-from pyxen.engine.process import Process, kill_all, last_words, read_pid
+from pyxen.engine.placement import ONE_THREAD, Placement, affinity, place, place_helper
+from pyxen.engine.process import Process, find, kill_all, last_words, read_pid
 from pyxen.engine.sockets import AGENT_PORTS, AGENTS, connect
 from pyxen.engine.threads import ThreadClock, vcpu_threads
 from pyxen.errors import Conflict, EngineError, Unavailable, Unsupported
@@ -374,6 +374,9 @@ class ProcessDomain(ABC):
             threads = vcpu_threads(self._pid)
         if self.alive:
             place(self._pid, threads, placement)
+            for helper in await asyncio.to_thread(find, self.directory):
+                if helper != self._pid:
+                    place_helper(helper, placement)
 
     def _threaded(self) -> Collection[int]:
         """The VCPUs that have threads."""

@@ -92,6 +92,11 @@ def place(pid: int, threads: Mapping[int, int], placement: Placement) -> None:
                 ) from None
 
 
+def place_helper(pid: int, placement: Placement) -> None:
+    """Have a process that helps a domain's run where the domain's threads do that are no VCPUs."""
+    _place_others(pid, (), placement.others)
+
+
 def _place_others(pid: int, vcpus: Collection[int], cpus: frozenset[int] | None) -> None:
     if cpus is None:
         return

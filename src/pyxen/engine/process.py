@@ -59,11 +59,28 @@ def spawn(
         )
 
 
-def start_daemon(argv: Sequence[str], *, pass_fds: Iterable[int], timeout_s: float = 30.0) -> str:
+_ENTER = """
+n=$1
+shift
+while [ $n -gt 0 ]; do
+  echo 0 >"$1"
+  shift
+  n=$((n - 1))
+done 2>/dev/null
+exec "$@"
+"""
+
+
+def start_daemon(
+    argv: Sequence[str], *, pass_fds: Iterable[int], groups: Sequence[Path] = (), timeout_s: float = 30.0
+) -> str:
     """Run a program that goes into the background by itself once it is ready; blocking.
 
-    Returns why it did not, in its own words; empty if it runs.
+    ``groups``: what it writes itself into before it starts (cgroup.procs), as far as it may. Returns why it did not
+    start, in its own words; empty if it runs.
     """
+    if groups:
+        argv = ["/bin/sh", "-c", _ENTER, "sh", str(len(groups)), *map(str, groups), *argv]
     try:
         done = subprocess.run(
             argv,

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pyxen.config.model import Disk, DiskFormat
 from pyxen.engine.descriptors import Descriptors
+from pyxen.engine.helpers import start_helper
 from pyxen.engine.layers import Drive, block_nodes, is_writable, node_words, open_drives
-from pyxen.engine.process import marker, start_daemon
+from pyxen.engine.process import marker
 from pyxen.engine.qemu import drives, qmp
 from pyxen.engine.qemu.launch import find_binary
 from pyxen.engine.sockets import connect, listen
@@ -51,7 +52,7 @@ async def serve(disks: Iterable[Disk], directory: Path, uid: int | None) -> None
         control = descriptors.take(listen(directory, _CONTROL_SOCKET))
         exports = descriptors.take(listen(directory, DISKS_SOCKET))
         command = [*as_user(uid), *_words(directory, opened, control), *descriptors.arguments]
-        said = await asyncio.to_thread(start_daemon, command, pass_fds=descriptors.fds)
+        said = await asyncio.to_thread(start_helper, command, directory, pass_fds=descriptors.fds)
         if said:
             (directory / _CONTROL_SOCKET).unlink(missing_ok=True)
             raise EngineError(f"QEMU can't read the domain's disks: {said.rpartition('qemu-system-x86_64: ')[2]}")

@@ -7,7 +7,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from pyxen.engine.process import last_words, marker, start_daemon
+from pyxen.engine.helpers import start_helper
+from pyxen.engine.process import last_words, marker
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
@@ -37,7 +38,9 @@ def open_tpm(directory: Path, state: Path, uid: int | None) -> int:
             if uid is not None:
                 os.fchown(file, uid, uid)
             words = [*as_user(uid), *_swtpm(directory, file, theirs.fileno(), log)]
-            said = start_daemon([*_IN_THE_BACKGROUND, str(log), *words], pass_fds=[file, theirs.fileno(), log])
+            said = start_helper(
+                [*_IN_THE_BACKGROUND, str(log), *words], directory, pass_fds=[file, theirs.fileno(), log]
+            )
         finally:
             theirs.close()
             os.close(file)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pyxen.config.model import Forward
 from pyxen.engine.forwards import slirp_words
-from pyxen.engine.process import end_all, marker, start_daemon
+from pyxen.engine.helpers import start_helper
+from pyxen.engine.process import end_all, marker
 from pyxen.engine.user import as_user
 from pyxen.errors import EngineError, Unsupported
 
@@ -58,13 +59,13 @@ def close_usernet(directory: Path, name: str) -> None:
 def _start(fd: int, name: str, forwards: Sequence[Forward], directory: Path, uid: int | None) -> None:
     if shutil.which("passt") and _has_route():
         try:
-            _run("passt", _passt(fd, forwards), fd, uid)
+            _run("passt", _passt(fd, forwards), fd, directory, uid)
             return
         except EngineError:
             # It may not like the route's interface, or the host's name spaces; slirp asks for nothing.
             if shutil.which("qemu-system-x86_64") is None:
                 raise
-    _run("QEMU's slirp", _slirp(fd, name, forwards, directory), fd, uid)
+    _run("QEMU's slirp", _slirp(fd, name, forwards, directory), fd, directory, uid)
 
 
 def _has_route() -> bool:
@@ -98,9 +99,9 @@ def _slirp(fd: int, name: str, forwards: Sequence[Forward], directory: Path) -> 
     ]
 
 
-def _run(name: str, words: list[str], fd: int, uid: int | None) -> None:
+def _run(name: str, words: list[str], fd: int, directory: Path, uid: int | None) -> None:
     """Run what goes into the background; raises EngineError if it ends with an error instead."""
-    if said := start_daemon([*as_user(uid), *words], pass_fds=[fd]):
+    if said := start_helper([*as_user(uid), *words], directory, pass_fds=[fd]):
         # passt complains of each line that no system log took.
         said = "; ".join(line for line in said.splitlines() if "syslog" not in line)
         raise EngineError(f"{name} can't make a user-mode network: {said}")

@@ -208,6 +208,7 @@ class XenDomain(ProcessDomain):
             await plugs.add_vif(self._execute, number, spec, device, self.directory, self.info)
             save_info(self.directory, self.info)
         self.spec = spec
+        await self.place(self.placement)  # what serves the device may have been started for it
 
     async def unplug(self, device: str, *, force: bool = False) -> None:
         await self._order("unplug a device of", "detach", device=device, force=force)
@@ -517,9 +518,9 @@ def _launch(
 
 
 def _limits(spec: DomainSpec) -> cgroup.Limits:
-    """Python and the tables of a guest's memory, in the kernel too; a thread for each VCPU and each disk's queue."""
+    """Python, the tables of a guest's memory, in the kernel too, helpers; a thread for each VCPU and disk's queue."""
     mib = max(spec.config.memory, spec.config.maxmem or 0)
-    return cgroup.Limits(mib + mib // 64 + 384, spec.most_vcpus + 256)
+    return cgroup.Limits(mib + mib // 64 + 512, spec.most_vcpus + 256)
 
 
 def _with_vcpus(cmdline: str, spec: DomainSpec) -> str:

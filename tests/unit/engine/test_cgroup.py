@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import uuid as uuids
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from pyxen.engine import cgroup
 from pyxen.engine.cgroup import Group, Roots, Shares, shares
 from pyxen.engine.cgroup.roots import find_roots
+from pyxen.engine.helpers import start_helper
+from pyxen.engine.placement import Placement, place_helper
 
 V2 = ("cpu.weight", "cpu.max")
 V1 = ("cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us")
@@ -151,3 +155,26 @@ def test_the_domains_stand_beside_the_host_by_what_they_weigh_together(tmp_path:
         cgroup.remove(uuid, roots=Roots(unified=v2, cpu=v1))
     assert [path.name for path in (*v2.iterdir(), *v1.iterdir()) if path.is_dir()] == []
     assert read(v2, "cpu.weight") == ["100"]
+
+
+def test_helpers_are_in_the_domains_groups_and_end_with_them(tmp_path: Path) -> None:
+    if find_roots() == Roots() or os.geteuid() != 0:
+        pytest.skip("there are no cgroups here that can be written to")
+    uuid = str(uuids.uuid4())
+    (tmp_path / "domain.json").write_text(f'{{"uuid": "{uuid}", "domid": 1}}')
+    try:
+        pid = tmp_path / "pid"
+        script = f"sleep 1000 2>&- & echo $! >{pid}; [ $# = 1 ] || exit 1; echo $1 >&2; exit 3"
+        said = start_helper(["setsid", "sh", "-c", script, "sh", "a word"], tmp_path, pass_fds=())
+        assert said == "a word"
+        helper = int(pid.read_text())
+        groups = [root / uuid for root in (find_roots().unified, find_roots().cpu) if root is not None]
+        assert {(group / "cgroup.procs").read_text() for group in groups} == {f"{helper}\n"}
+        cpu = min(os.sched_getaffinity(0))
+        place_helper(helper, Placement((), frozenset({cpu})))
+        assert os.sched_getaffinity(helper) == {cpu}
+    finally:
+        os.kill(helper, signal.SIGKILL)
+        cgroup.remove(uuid)
+    assert not any(group.exists() for group in groups)
+    assert start_helper(["true"], tmp_path / "nowhere", pass_fds=()) == ""

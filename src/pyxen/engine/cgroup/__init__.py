@@ -8,6 +8,8 @@ used. See the kernel's admin-guide/cgroup-v2 and scheduler/sched-design-CFS.
 from __future__ import annotations
 
 import contextlib
+import errno
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,12 @@ from pyxen.engine.cgroup import shares
 from pyxen.engine.cgroup.roots import Roots, find_roots
 from pyxen.engine.cgroup.shares import Shares
 
-__all__ = ["Group", "Limits", "Roots", "Shares", "enter", "find_roots", "limit", "remove", "share", "weigh_io"]
+__all__ = ["Group", "Limits", "Roots", "Shares", "enter", "find_roots", "limit", "make", "remove", "share", "weigh_io"]
+
+
+_PROCS = "cgroup.procs"
+_TRIES, _TRY_S = 10, 0.005
+"""A helper that ends is in its group until it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +49,25 @@ def enter(uuid: str, pid: int, *, roots: Roots | None = None) -> Group | None:
     return group if group.unified or group.cpu else None
 
 
+def make(uuid: str, *, roots: Roots | None = None) -> list[Path]:
+    """Make the domain's groups where that is possible; the files by which a process enters them."""
+    roots = roots or find_roots()
+    made = []
+    for root in (roots.unified, roots.cpu):
+        if root is not None:
+            with contextlib.suppress(OSError):
+                (root / uuid).mkdir(exist_ok=True)
+                made.append(root / uuid / _PROCS)
+    return made
+
+
 def _enter(root: Path | None, uuid: str, pid: int) -> Path | None:
     if root is None:
         return None
     group = root / uuid
     try:
         group.mkdir(exist_ok=True)
-        (group / "cgroup.procs").write_text(str(pid))
+        (group / _PROCS).write_text(str(pid))
     except OSError:
         _remove(group)
         return None
@@ -103,5 +122,12 @@ def remove(uuid: str, *, roots: Roots | None = None) -> None:
 
 
 def _remove(group: Path) -> None:
-    with contextlib.suppress(OSError):
-        group.rmdir()
+    for _ in range(_TRIES):
+        try:
+            group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return
+            time.sleep(_TRY_S)
+        else:
+            return
