@@ -24,6 +24,7 @@ class VifDevice(Struct):
 
     number: int
     state: str
+    """Also ``waiting``: a clone's, which is not on its bridge before the guest has taken the address it has now."""
     vif: Vif
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ def tiny() -> Path:
     store = ImageStore(CACHE / "images", CACHE / "kernels")
     CACHE.mkdir(parents=True, exist_ok=True)
     if "PYXEN_TEST_HOST" not in os.environ:  # there it has come along, and nothing could be fetched
-        store.build("tiny", {}, force=False, progress=lambda step: None)
+        with (CACHE / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another run in this checkout may be building it
+            store.build("tiny", {}, force=False, progress=lambda step: None)
     return CACHE / "images" / "tiny"
 
 

@@ -36,6 +36,7 @@ class Host:
         self.root.chmod(0o711)
         self.environ = {**os.environ, "PYXEN_ROOT": str(self.root)}
         self.environ.pop("XM_SERVER", None)
+        self._started: list[subprocess.Popen[str]] = []
         self.make_folders()
 
     def make_folders(self) -> None:
@@ -92,8 +93,9 @@ class Host:
         return self.run("xm", *words, check=check, timeout=timeout)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
+        """A command that runs beside the test, and no longer than the host is there."""
         argv = self.argv(*words)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
             preexec_fn=forked.program(argv, self.environ),
             env=self.environ,
@@ -103,6 +105,8 @@ class Host:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def domains(self) -> dict[str, dict[str, Any]]:
         """Domains by name, without Domain-0."""
@@ -143,6 +147,10 @@ class Host:
 
     def stop(self) -> list[str]:
         """End everything; what was left that shouldn't have been. Says what xend has logged, for a test that failed."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
         with contextlib.suppress(OSError):
             print((self.root / "state" / "xend.log").read_text()[-60_000:])
         for name in self._names():

@@ -33,7 +33,7 @@ from pyxen.config.model import (
     vif_device,
     vif_numbers,
 )
-from pyxen.engine.contract import DomainSpec, Pluggable
+from pyxen.engine.contract import DomainSpec, Pluggable, joins_at_once
 from pyxen.errors import Conflict, EngineError, InvalidRequest, NotFound, PyxenError
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.prepare import check_macs, check_sharing, complete, settle_disk
@@ -67,7 +67,13 @@ class Devices:
             device_api.DiskDevice(device_number(config.type, disk.vdev), state(disk.vdev), disk) for disk in config.disk
         ]
         numbered = zip(vif_numbers(config.vif), config.vif, strict=True)
-        vifs = [device_api.VifDevice(number, state(vif_device(number)), vif) for number, vif in numbered]
+
+        def vif_state(number: int, vif: Vif) -> str:
+            found = state(vif_device(number))
+            waits = live is not None and bool(vif.bridge) and not joins_at_once(live.spec, vif)
+            return "waiting" if found == "attached" and waits else found
+
+        vifs = [device_api.VifDevice(number, vif_state(number, vif), vif) for number, vif in numbered]
         slots = live.spec.slots if live else {}
         pci = [
             device_api.PciAttached(slots.get(name := pci_device(each.address)), state(name), each)

@@ -111,7 +111,7 @@ def _backend(found: DeviceList, kind: str, number: int) -> str:
 
 def _state(state: str) -> int:
     """xenbus' number for it."""
-    return {"attached": 4, "detaching": 5}.get(state, -1)
+    return {"waiting": 3, "attached": 4, "detaching": 5}.get(state, -1)
 
 
 def vcpus(lists: Iterable[VcpuList], host_cpus: int) -> Iterator[str]:

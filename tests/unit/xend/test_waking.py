@@ -118,12 +118,14 @@ async def test_a_guest_that_cannot_be_told_is_asked_again_by_a_later_xend(
     await xend.domains.clone("web", CloneRequest("two", "base"))
     await until(lambda: "domain-offline" in xend.kinds())
     assert not guest.joined
+    assert [each.state for each in xend.domains.devices.list("two").vifs] == ["waiting", "attached"]
     with pytest.raises(Conflict, match="has not got its own addresses yet"):
         await xend.domains.snapshots.create("two", SnapshotRequest("of-two"))
     await xend.die()
     guest.answer = (0, "")
     again = await boot()
     await until(lambda: spec_of(again, "two").waking is None)
+    assert [each.state for each in again.domains.devices.list("two").vifs] == ["attached", "attached"]
     assert len(guest.joined) == 1
 
 

@@ -69,6 +69,19 @@ class _Destination:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Journey:
+    """What a domain is sent with."""
+
+    id: str
+    link: Link
+    to: _Destination
+    request: api.MigrateRequest
+    copies: list[str]
+    """Disks that the other side lacks, by vdev."""
+    tell: Tell
+
+
 class Outgoing:
     """Carries out migrations to other hosts; at most one of a domain at a time."""
 
@@ -153,7 +166,7 @@ class Outgoing:
                 if request.dry:
                     tell(api.Progress(step="it would fit", done=True))
                     return
-                moving = await self._send(record, live, link, to, request, migration_id, copies, tell)
+                moving = await self._send(record, live, _Journey(migration_id, link, to, request, copies, tell))
                 still = live.process.since
                 running, came = await self._give(record, live, link, to, migration_id, was_paused=was_paused)
                 stood_s = moving.stopped_s if still is None else max(came - running.since_s - still, 0.0)
@@ -208,24 +221,15 @@ class Outgoing:
                     f"'{record.name}' does not fit on {request.host}", hint="\n".join(error.problems)
                 ) from error
 
-    async def _send(
-        self,
-        record: Record,
-        live: Live,
-        link: Link,
-        to: _Destination,
-        request: api.MigrateRequest,
-        migration_id: str,
-        copies: list[str],
-        tell: Tell,
-    ) -> Moving:
+    async def _send(self, record: Record, live: Live, journey: _Journey) -> Moving:
         """Send the state until the other side has all of it and the guest stands still. Else it goes on here."""
+        link, to = journey.link, journey.to
         before, was_paused = record.intended, live.process.paused
         after = "stay" if was_paused else "go-on"
-        sending = asyncio.create_task(self._fill_and_stream(live, link, to, request, migration_id, copies, tell))
+        sending = asyncio.create_task(self._fill_and_stream(live, journey))
         loaded = asyncio.create_task(link.expect(wire.Loaded, None))
         try:
-            await self._records.change(record, intended=f"{MIGRATE}{migration_id} {after} {to.host} {to.port}")
+            await self._records.change(record, intended=f"{MIGRATE}{journey.id} {after} {to.host} {to.port}")
             reached("sending", link.cut)
             await asyncio.wait((sending, loaded), return_when=asyncio.FIRST_COMPLETED)
             if loaded.done():
@@ -254,25 +258,17 @@ class Outgoing:
             raise
         return moving
 
-    async def _fill_and_stream(
-        self,
-        live: Live,
-        link: Link,
-        to: _Destination,
-        request: api.MigrateRequest,
-        migration_id: str,
-        copies: list[str],
-        tell: Tell,
-    ) -> Moving:
+    async def _fill_and_stream(self, live: Live, journey: _Journey) -> Moving:
         """The disks that the other side lacks, then the state; the disks once more while the guest stands still."""
+        link, to, copies = journey.link, journey.to, journey.copies
         if not copies:
-            return await self._stream(live, link, request, tell)
+            return await self._stream(live, journey)
 
         async def dial(vdev: str) -> Link:
             context = await asyncio.to_thread(self._peers.context, server=False)
             disk = await wire.connect(to.host, to.port, context)
             try:
-                await disk.send(wire.Fill(wire.PROTOCOL, migration_id, vdev))
+                await disk.send(wire.Fill(wire.PROTOCOL, journey.id, vdev))
                 # QEMU stands still until it is answered, so it isn't told to call before somebody is there.
                 await disk.expect(wire.Ready)
             except BaseException:
@@ -281,22 +277,16 @@ class Outgoing:
             return disk
 
         directory = self._life.directory(live.spec.domid)
-        bandwidth = _bytes(request.bandwidth_mib)
+        bandwidth = _bytes(journey.request.bandwidth_mib)
         async with disks.copying(directory, live.process, copies, live.spec.uid, bandwidth, dial):
             reached("copying", link.cut)
             what = f"copying the disk{'s' if len(copies) > 1 else ''} {', '.join(copies)}"
-            await disks.until_alike(live.process, lambda part: tell(api.Progress(step=what, fraction=part)))
+            await disks.until_alike(live.process, lambda part: journey.tell(api.Progress(step=what, fraction=part)))
             reached("copied", link.cut)
-            return await self._stream(live, link, request, tell, lambda: reached("switched", link.cut))
+            return await self._stream(live, journey, lambda: reached("switched", link.cut))
 
-    async def _stream(
-        self,
-        live: Live,
-        link: Link,
-        request: api.MigrateRequest,
-        tell: Tell,
-        copied: Callable[[], None] | None = None,
-    ) -> Moving:
+    async def _stream(self, live: Live, journey: _Journey, copied: Callable[[], None] | None = None) -> Moving:
+        request = journey.request
         out, into = os.pipe2(os.O_CLOEXEC)
         with contextlib.suppress(OSError):
             fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, wire.PIECE)
@@ -307,9 +297,9 @@ class Outgoing:
             last = moving
             whole = moving.sent + moving.remaining
             step = "sending the memory" if moving.rounds <= 1 else f"sending what has changed, round {moving.rounds}"
-            tell(api.Progress(step=step, fraction=moving.sent / whole if whole else None))
+            journey.tell(api.Progress(step=step, fraction=moving.sent / whole if whole else None))
 
-        pump = asyncio.create_task(_pump(out, link))
+        pump = asyncio.create_task(_pump(out, journey.link))
         limits = Limits(
             bandwidth=_bytes(request.bandwidth_mib),
             downtime_ms=request.downtime_ms,
@@ -329,7 +319,7 @@ class Outgoing:
                 raise size from error  # the connection, rather than the monitor's complaint that nobody reads
             raise
         os.close(into)
-        await link.send(wire.End(await pump))
+        await journey.link.send(wire.End(await pump))
         return last
 
     async def _give(

@@ -16,8 +16,9 @@ from pyxen.xm.session import Session
 def command(session: Session, domain: str, long: bool, form: str) -> None:
     """Show a domain's network interfaces.
 
-    State is 4 for one that is attached, and 5 for one that the guest has yet to let go of. What isn't known is -1.
-    Where the guest has an agent, it says which addresses it has.
+    State is 4 for one that is attached, 5 for one that the guest has yet to let go of, and 3 for one of a clone that is
+    not on its bridge: no agent in the guest has given it its own address. What isn't known is -1. Where the guest has
+    an agent, it says which addresses it has.
     """
     from pyxen.config.render import render_vif
 
