@@ -25,6 +25,7 @@ import msgspec
 from pyxen.errors import ConfigError, PyxenError
 from pyxen.image import compression, elf
 from pyxen.image.files import write_file
+from pyxen.image.pruning import mark_used
 
 MOST_BYTES: Final = 512 << 20
 """No packed file and no unpacked kernel is larger."""
@@ -229,7 +230,10 @@ def _cached(cache: Path, digest: str) -> Kernel | None:
         whole = (cache / f"{digest}.vmlinux").stat().st_size == facts.size
     except OSError:
         return None
-    return _kernel(cache, digest, facts) if whole else None
+    if not whole:
+        return None
+    mark_used(cache / f"{digest}.json")
+    return _kernel(cache, digest, facts)
 
 
 def _kernel(cache: Path, digest: str, facts: _Facts) -> Kernel:

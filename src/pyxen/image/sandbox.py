@@ -29,6 +29,7 @@ from pyxen.image.command import need, run
 from pyxen.image.files import make_folder, storage_error, write_file
 from pyxen.image.kernel import Kernel, known, unpack
 from pyxen.image.modules import ModuleTree
+from pyxen.image.pruning import mark_used
 from pyxen.image.recipe import FAST_START
 
 DEFAULT: Final = "linux-image-amd64"
@@ -185,6 +186,7 @@ def _unpacked(label: Path, key: str, kernels: Path, report: Report, fetch: Calla
         with _lock(kernels / "packages"):
             if not (root / "done").exists():
                 _unpack(root, fetch, report)
+    mark_used(root / "done")
     found = sorted((root / "boot").glob("vmlinuz-*"))
     if not found:
         raise NotFound(f"package {label.name} holds no kernel", hint="The kernel is in linux-image-…, not in headers.")
@@ -280,6 +282,7 @@ def _ramdisk(kernel: Kernel, modules: Path | None, kernels: Path, report: Report
                 hint=f"Debian's {DEFAULT} has it; in a build of your own: CONFIG_NET_9P_VIRTIO, CONFIG_9P_FS.",
             )
         write_file(path, [make_ramdisk(tree)])
+    mark_used(path)
     return path
 
 

@@ -15,6 +15,7 @@ from pyxen.api import ShutdownReason
 from pyxen.engine.contract import DomainSpec, Engine, RunningDomain, Stopped
 from pyxen.errors import PyxenError
 from pyxen.xend import sandboxes, saving, snapshot_files, snapshots, waiting
+from pyxen.xend.caches import prune_kernels
 from pyxen.xend.life import Life
 from pyxen.xend.migration import Migration
 from pyxen.xend.records import is_given
@@ -47,6 +48,7 @@ async def recover(life: Life, migration: Migration) -> None:
     await asyncio.to_thread(_sweep_orphans, life)
     await asyncio.to_thread(snapshot_files.sweep, life)
     await asyncio.to_thread(waiting.sweep, life)
+    life.spawn(prune_kernels(life))
 
 
 async def _finish_or_undo(life: Life, record: Record) -> None:

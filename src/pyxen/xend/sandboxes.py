@@ -20,6 +20,7 @@ from pyxen.image import sandbox
 from pyxen.xend.agent import Agents
 from pyxen.xend.agent_contract import GuestCommand
 from pyxen.xend.building import build, failure
+from pyxen.xend.caches import prune_kernels
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.life import Life
 from pyxen.xend.prepare import complete
@@ -102,6 +103,7 @@ class Sandboxes:
                     raise failure(step.error)
                 if not step.done:
                     await tell(step.step)
+        self._life.spawn(prune_kernels(self._life))
         boot = await asyncio.to_thread(sandbox.ready, name, kernels)
         if boot is None:
             raise EngineError("the kernel changed while it was being made ready", hint="Run this again.")

@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clones_waiting: Annotated[int, Meta(ge=0, le=16)] = 1
     """Keep so many QEMUs ready to become the next clones of each snapshot that has been cloned in the last ten
     minutes, while there is memory for them; 0: none."""
+    kernel_cache_mib: Annotated[int, Meta(ge=0, le=1024 * 1024)] = 4096
+    """Keep so much of unpacked kernels, and of packages and ramdisks of ``xm run``; more while domains use it."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
 
 
