@@ -113,7 +113,8 @@ async def test_a_later_xend_has_the_clone(boot: Boot, disk: Path) -> None:
     await until(lambda: xend.domains.snapshots.waiting.count == 1)
     await xend.die()
     again = await boot()
-    assert (again.domains.get("two").domid, again.process("two").spec.config.name) == (3, "two")
+    two = again.process("two")
+    assert (two.domid, two.paused, Path(two.spec.config.disk[0].target).name) == (3, False, "two-xvdb.img")
     assert files(again) == ["one-xvdb.img", "two-xvdb.img"]
     assert folders(again) == ["1", "2", "3"]
 
