@@ -442,6 +442,10 @@ def schema() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/schema/domain", dict)
 
 
+def follow_log(tail: int | None) -> Call[str]:
+    return Call("GET", "/v1/log/follow" + ("" if tail is None else f"?tail={tail}"), str)
+
+
 def events(after: int | None) -> Call[api.Event]:
     return Call("GET", "/v1/events" + ("" if after is None else "?" + urlencode({"after": after})), api.Event)
 

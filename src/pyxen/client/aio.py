@@ -421,6 +421,12 @@ class AsyncClient:
 
         return await carry_out(self.address, ref, request, data)
 
+    async def follow_log(self, tail: int | None = None) -> AsyncIterator[str]:
+        """xend's log, or its last ``tail`` lines, and then each line as it is written, until xend ends."""
+        async with self._stream(_calls.follow_log(tail), None) as lines:
+            async for line in lines:
+                yield line.decode(errors="replace").rstrip("\n")
+
     async def trace(self, ref: str, only: Sequence[str] = ()) -> AsyncIterator[api.TraceRecord]:
         """What the domain asks of its hypervisor from now on; see Client."""
         async with self._stream(_calls.trace(ref, only), None) as lines:

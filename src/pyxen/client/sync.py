@@ -444,6 +444,14 @@ class Client:
         with self.command(ref, agent_api.WriteFileRequest(path, mode, wait_s)) as command:
             command.finish([data])
 
+    def follow_log(self, tail: int | None = None) -> Iterator[str]:
+        """xend's log, or its last ``tail`` lines, and then each line as it is written, until xend ends."""
+        with self._transport.stream(_calls.follow_log(tail)) as (status, lines):
+            if status >= 300:
+                raise _calls.problem(status, b"".join(lines))
+            for line in lines:
+                yield line.decode(errors="replace").rstrip("\n")
+
     def trace(self, ref: str, only: Sequence[str] = ()) -> Iterator[api.TraceRecord]:
         """What the domain asks of its hypervisor from now on, of the kinds in ``only`` (all if it is empty).
 

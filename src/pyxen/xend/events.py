@@ -81,6 +81,11 @@ class Events:
         self._closed = True
         self._wake()
 
+    async def until_closed(self) -> None:
+        """Return when xend ends."""
+        while not self._closed:
+            await self._published.wait()
+
     def _wake(self) -> None:
         self._published.set()
         self._published = asyncio.Event()

@@ -336,6 +336,10 @@ class FakeClient(Client):
     def log(self, tail: int | None = None) -> str:
         return f"log tail={tail}\n"
 
+    def follow_log(self, tail: int | None = None) -> Iterator[str]:
+        yield f"followed tail={tail}"
+        raise KeyboardInterrupt
+
     def dmesg(self) -> str:
         return "probe: no\n"
 

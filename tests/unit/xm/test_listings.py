@@ -143,6 +143,7 @@ def test_images(xm: Xm) -> None:
 
 def test_texts(xm: Xm) -> None:
     assert xm("log", "--tail", "5").out == "log tail=5\n"
+    assert xm("log", "-f", "--tail", "5").out == "followed tail=5\n"
     assert xm("dmesg").out == "probe: no\n"
     assert xm("version").out == "xm   0.1.0\nxend 0.2.0\n"
     assert json.loads(xm("version", "--format", "json").out) == {"xm": "0.1.0", "xend": "0.2.0"}

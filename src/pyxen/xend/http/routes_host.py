@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from pyxen import api
 from pyxen.xend.http.operation import Call, Operation, Parameter, whole_number
-from pyxen.xend.http.streams import Stream, file_tail, sse
+from pyxen.xend.http.streams import Stream, file_growth, file_tail, sse
 
 
 def operations(version: str, log_path: Path) -> Sequence[Operation]:
@@ -21,6 +21,10 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
 
     async def get_log(call: Call) -> Response:
         return Stream(file_tail(log_path, call.number("tail")), "text/plain; charset=utf-8")
+
+    async def follow_log(call: Call) -> Response:
+        growth = file_growth(log_path, call.number("tail"), call.core.events.until_closed())
+        return Stream(growth, "text/plain; charset=utf-8")
 
     return (
         Operation("GET", "/v1/host", "getHost", "The host: hardware, engines, memory", _host, result=api.Host),
@@ -40,6 +44,10 @@ def operations(version: str, log_path: Path) -> Sequence[Operation]:
         Operation(
             "GET", "/v1/log", "readLog", "xend's log", get_log,
             media_type="text/plain", parameters=(Parameter("tail", "only so many lines from the end"),),
+        ),
+        Operation(
+            "GET", "/v1/log/follow", "followLog", "xend's log, and what is written to it, without end", follow_log,
+            media_type="text/plain", stream=True, parameters=(Parameter("tail", "begin so many lines from the end"),),
         ),
         Operation("GET", "/v1/dmesg", "readDmesg", "The hypervisor's messages", _dmesg, media_type="text/plain"),
         Operation(

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pyxen import api
+from pyxen.engine.inotify import Inotify
 from pyxen.xend.http.problems import describe
 from pyxen.xend.log import tail_offset
 
 HEARTBEAT_S = 15.0
 _CHUNK_BYTES = 64 * 1024
+_ROTATION_S = 10.0
+"""A log that is rotated says so to nobody: then it is looked at."""
 
 
 class Stream(Response):
@@ -109,3 +114,51 @@ async def file_tail(path: Path, lines: int | None) -> AsyncGenerator[bytes, None
                 return
             start += len(chunk)
             yield chunk
+
+
+async def file_growth(path: Path, lines: int | None, until: Awaitable[None]) -> AsyncGenerator[bytes, None]:
+    """The last ``lines`` lines of a log (None: all of it), then what is appended, up to ``until``.
+
+    Goes on in the new file when the log has been rotated. Ends at once if there is no such file.
+    """
+    inotify, changed = Inotify(), asyncio.Event()
+    ending = asyncio.ensure_future(until)
+    ending.add_done_callback(lambda _: changed.set())
+    try:
+        while not ending.done():
+            try:
+                file = await asyncio.to_thread(path.open, "rb")
+            except FileNotFoundError:
+                return
+            with file:
+                unwatch = inotify.watch(path, changed.set)
+                try:
+                    file.seek(0 if lines is None else await asyncio.to_thread(tail_offset, file, lines))
+                    # What is appended between a last look and the rotation is read before the new file.
+                    last = False
+                    while not ending.done():
+                        changed.clear()
+                        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                            yield chunk
+                        if last:
+                            break
+                        last = await asyncio.to_thread(_is_another, path, file)
+                        if not last:
+                            with contextlib.suppress(TimeoutError):
+                                async with asyncio.timeout(_ROTATION_S):
+                                    await changed.wait()
+                finally:
+                    unwatch()
+            lines = None
+    finally:
+        ending.cancel()
+        inotify.close()
+
+
+def _is_another(path: Path, file: BinaryIO) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    open_file = os.fstat(file.fileno())
+    return (found.st_dev, found.st_ino) != (open_file.st_dev, open_file.st_ino)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message
 
 from pyxen import api
 from pyxen.xend.events import Events
+from pyxen.xend.http import streams
 from pyxen.xend.http.streams import sse
 from tests.unit.xend.http.conftest import over_unix
 from tests.unit.xend.http.fake_core import FakeCore
@@ -137,3 +139,24 @@ async def test_leaving_ends_the_build(app: ASGIApp, core: FakeCore) -> None:
         one.gone.set()
         await task
         assert core.building == 0
+
+
+async def test_a_log_is_followed_over_its_rotation(
+    app: ASGIApp, core: FakeCore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_ROTATION_S", 0.05)
+    log = tmp_path / "xend.log"
+    log.write_text("one\ntwo\nthree\n")
+    async with exchange(app, "GET", "/v1/log/follow?tail=2") as (one, task):
+        assert await one.body() == b"two\nthree\n"
+        with log.open("a") as file:
+            file.write("four\n")
+        assert await one.body() == b"four\n"
+        log.rename(tmp_path / "xend.log.1")
+        with (tmp_path / "xend.log.1").open("a") as file:
+            file.write("five\n")
+        log.write_text("six\n")
+        assert await one.body() + await one.body() == b"five\nsix\n"
+        core.events.close()
+        assert await one.body() == b""
+        await task
