@@ -87,6 +87,8 @@ class DomainSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
     waking: Waking | None = None
 
+    qga: bool = False
+    """QEMU's machine has a port for QEMU's guest agent. It fits a saved state as little as another model would."""
     slots: dict[str, int] = {}
     """The place on its bus of each device that has one, by the device's id; those missing get a free one."""
 

@@ -202,6 +202,8 @@ class Agents:
     def _gone(self, uuid: str, agent: GuestAgent) -> None:
         if self._agents.get((uuid, agent.kind), (0, None))[1] is agent:
             del self._agents[uuid, agent.kind]
+            if (lock := self._opening.get(uuid)) is not None and not lock.locked():
+                del self._opening[uuid]
 
 
 async def _to_its_end(command: GuestCommand, live: Live, request: agent_api.AgentRequest) -> None:

@@ -223,6 +223,7 @@ class Life:
             uid=self._uid(domid),
             generation=(head.generation if head else None) or str(uuids.uuid4()),
             waking=waking,
+            qga=head is None or head.qga,
             nodes=await asyncio.to_thread(self._nodes, config),
         )
         if head is not None:

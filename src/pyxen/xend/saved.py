@@ -46,6 +46,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """DomainSpec's, if this is the only place where the guest will go on; None: it gets another."""
     slots: dict[str, int] = {}
     """Where its devices are (engine.contract.DomainSpec)."""
+    qga: bool = False
+    """The same of its port for QEMU's guest agent."""
     config: DomainConfig
     managed: bool
     restart_count: int = 0

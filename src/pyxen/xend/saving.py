@@ -181,6 +181,7 @@ async def head_of(record: Record, live: Live, save_id: str) -> saved.Head:
         engine=record.engine or "",
         machine=await live.process.machine(),
         slots=live.spec.slots,
+        qga=live.spec.qga,
         config=_as_built(record, live),
         managed=record.managed,
         restart_count=record.restart_count,

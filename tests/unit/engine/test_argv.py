@@ -33,7 +33,7 @@ MAC = "00:16:3e:00:00:01"
 
 
 def make(config: DomainConfig, *, cmdline: str = "", directory: str = "/run/d/7", **facts: object) -> list[str]:
-    spec = DomainSpec(domid=7, uuid="0000-7", config=config, cmdline=cmdline)
+    spec = DomainSpec(domid=7, uuid="0000-7", config=config, cmdline=cmdline, qga=True)
     drives = [
         Drive(disk, (Layer(f"/dev/fdset/{number}", disk.format.value),) if disk.target else ())
         for number, disk in enumerate(config.disk, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import zlib
 from pathlib import Path
@@ -67,8 +68,13 @@ def test_any_byte_changed_or_missing_is_noticed(tmp_path: Path) -> None:
     @given(st.integers(0, len(whole) - 1), st.integers(1, 255), st.booleans())
     def damaged(where: int, change: int, cut: bool) -> None:
         path.write_bytes(whole[:where] if cut else whole[:where] + bytes([whole[where] ^ change]) + whole[where + 1 :])
-        with pytest.raises(InvalidRequest, match=r"is no saved domain|is cut off|is damaged|newer"):
-            _read(path)
+        try:
+            found = _read(path)
+        except InvalidRequest as error:
+            assert re.search("is no saved domain|is cut off|is damaged|newer", str(error))
+        else:  # zstd's header has a bit that means nothing, and a size of window that may be any that suffices
+            assert not cut
+            assert found == b"state" * 100
 
     damaged()
 

@@ -300,12 +300,13 @@ def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-chardev", f"socket,id=agent,fd={facts.agent_fd},server=on,wait=off"),
         *("-device", _pci(spec, AGENTS, "virtio-serial-pci", id=AGENTS)),
         *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME},id={AGENT_PORTS[AgentKind.PYXEN]}"),
-        *("-chardev", f"socket,id=qga,fd={facts.qga_fd},server=on,wait=off"),
-        *(
-            "-device",
-            f"virtserialport,bus={AGENTS}.0,chardev=qga,name={qga.PORT_NAME},id={AGENT_PORTS[AgentKind.QEMU]}",
-        ),
+        *(_qga(facts) if spec.qga else ()),
     ]
+
+
+def _qga(facts: Facts) -> list[str]:
+    port = f"virtserialport,bus={AGENTS}.0,chardev=qga,name={qga.PORT_NAME},id={AGENT_PORTS[AgentKind.QEMU]}"
+    return ["-chardev", f"socket,id=qga,fd={facts.qga_fd},server=on,wait=off", "-device", port]
 
 
 def _shares(spec: DomainSpec, facts: Facts) -> list[str]:
