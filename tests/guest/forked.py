@@ -5,6 +5,7 @@ Each is a process with its own arguments, environment and streams all the same; 
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -60,6 +61,7 @@ def _become(argv: Sequence[str], main: Callable[[], None], kept: Sequence[int] =
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd not in (null, *kept):
             os.dup2(null, fd, inheritable=False)
+    faulthandler.enable(2)
     if argv[0] == _XEND:
         vars(subprocess)["Popen"] = _POPEN
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -151,8 +151,9 @@ class Host:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
-        with contextlib.suppress(OSError):
-            print((self.root / "state" / "xend.log").read_text()[-60_000:])
+        for name in ("xend.log", "xend.err"):
+            with contextlib.suppress(OSError):
+                print((self.root / "state" / name).read_text()[-60_000:])
         for name in self._names():
             self.try_run("xm", "destroy", name)
         self.try_run("xend", "stop")

@@ -25,10 +25,12 @@ def test_a_guest_goes_on_where_it_was_saved(host: Host) -> None:
             host.xm("unpause", "web")
         assert host.domains()["web"]["domid"] == cycle + 2
         last = counts_on(host, last)
-    for _ in range(_CYCLES):
+        print(f"saved and restored {cycle + 1} times, counted to {last}", flush=True)
+    for cycle in range(_CYCLES):
         host.xm("save", "-c", "web", str(saved))
         assert host.domains()["web"]["domid"] == _CYCLES + 1
         last = counts_on(host, last)
+        print(f"{cycle + 1} checkpoints, counted to {last}", flush=True)
     assert ask(host, UNBROKEN) == "unbroken"
     assert ask(host, "sha256sum < /tmp/random") == digest
     assert ask(host, "umount /data && mount /dev/xvda /data && sha256sum < /data/random") == digest
