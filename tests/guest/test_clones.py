@@ -28,7 +28,9 @@ def told(host: Host, name: str) -> None:
 
 
 def waits(host: Host) -> None:
-    """Wait until something waits for the next clone."""
+    """Wait until something waits for the next clone, on the engine that has that."""
+    if host.domains()["web"]["engine"] != "qemu":
+        return
     wait_for(lambda: json.loads(host.xm("info", "--format", "json"))["clones_waiting"], "one waits")
 
 
@@ -135,7 +137,7 @@ def test_an_hvm_guest_gets_another_generation_id(host: Host) -> None:
 def test_a_xend_that_dies_leaves_nothing_that_waits(host: Host) -> None:
     disk = host.root / "data.img"
     disk.write_bytes(b"before" + bytes(1 << 20))
-    host.xm("create", "image=tiny", "name=web", "memory=128", f"disk=file:{disk},xvda,w")
+    host.xm("create", "image=tiny", "name=web", "memory=128", "engine=qemu", f"disk=file:{disk},xvda,w")
     host.ready("web").close()
     host.xm("snapshot", "create", "web", "base")
     folders, disks = host.root / "run" / "domains", host.root / "state" / "disks"
