@@ -6,6 +6,7 @@ Each is a process with its own arguments, environment and streams all the same; 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
@@ -55,6 +56,7 @@ class _Fork(subprocess.Popen[bytes]):
 
 def _become(argv: Sequence[str], main: Callable[[], None], kept: Sequence[int] = ()) -> None:
     """Be this program, in a process that has just been forked."""
+    gc.freeze()
     # This also tells whoever waits for the program to be executed that it has been. The numbers stay taken: objects of
     # the test's that are forgotten later close them.
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
