@@ -60,6 +60,7 @@ class HostileCaller:
             setattr(process, name, nothing)
         process._orders = Orders(spec, process.domain, process.machine, process.toolstack, process, nothing)
         process._devices = Devices(process.local, process.domain, lambda callback: None, lambda device: None)
+        process._agent = None
         process._hotplug = Hotplug(process._devices, process._refuse_change)
         self._commands = process._commands()
 
