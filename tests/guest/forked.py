@@ -66,7 +66,10 @@ def _become(argv: Sequence[str], main: Callable[[], None], kept: Sequence[int] =
     faulthandler.enable(2)
     if argv[0] == _XEND:
         vars(subprocess)["Popen"] = _POPEN
+    # As a new interpreter has them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
     sys.argv = list(argv)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
