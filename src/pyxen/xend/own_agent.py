@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable
 from typing import Final
 
 from pyxen import agent_api
@@ -17,6 +16,7 @@ from pyxen.errors import EngineError, Unsupported
 from pyxen.xend.agent_frames import exec_payload
 from pyxen.xend.agent_link import Command, Link, Refused
 from pyxen.xend.agent_words import ENV, ended, explain
+from pyxen.xend.linked import Linked
 
 _SEED_BYTES: Final = 64
 _LAST_WORDS: Final = 1000
@@ -33,29 +33,10 @@ _ADDRESSES: Final = "ip -o link && ip -o addr"
 _LINE: Final = re.compile(r"\d+: ([^\s:@]{1,15})[:@\s].*?\s(link/ether|inet6?) ([0-9a-fA-F.:]+(?:/\d{1,3})?)\s")
 
 
-class OwnAgent:
+class OwnAgent(Linked[Link]):
     """A link to it. ``name``: its domain's."""
 
     kind = AgentKind.PYXEN
-
-    def __init__(self, name: str, link: Link) -> None:
-        self._name = name
-        self._link = link
-
-    @property
-    def broken(self) -> bool:
-        return self._link.broken
-
-    @property
-    def on_gone(self) -> Callable[[], None]:
-        return self._link.on_gone
-
-    @on_gone.setter
-    def on_gone(self, call: Callable[[], None]) -> None:
-        self._link.on_gone = call
-
-    def close(self) -> None:
-        self._link.close()
 
     async def begin(self, request: agent_api.AgentRequest) -> Command:
         try:

@@ -7,12 +7,12 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 from pyxen import agent_api
 from pyxen.api import AgentKind
 from pyxen.errors import EngineError, PyxenError
+from pyxen.xend.linked import Linked
 from pyxen.xend.qga_commands import GuestExec, GuestRead, GuestWrite, begin, refusal
 from pyxen.xend.qga_lines import printable
 from pyxen.xend.qga_link import QgaError, QgaLink
@@ -24,29 +24,13 @@ _MOST_INTERFACES, _MOST_ADDRESSES = 64, 32
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-class QemuAgent:
+class QemuAgent(Linked[QgaLink]):
     """A link to it."""
 
     kind = AgentKind.QEMU
 
     def __init__(self, link: QgaLink) -> None:
-        self._name = link.name
-        self._link = link
-
-    @property
-    def broken(self) -> bool:
-        return self._link.broken
-
-    @property
-    def on_gone(self) -> Callable[[], None]:
-        return self._link.on_gone
-
-    @on_gone.setter
-    def on_gone(self, call: Callable[[], None]) -> None:
-        self._link.on_gone = call
-
-    def close(self) -> None:
-        self._link.close()
+        super().__init__(link.name, link)
 
     async def begin(self, request: agent_api.AgentRequest) -> GuestExec | GuestRead | GuestWrite:
         return await begin(self._link, request)

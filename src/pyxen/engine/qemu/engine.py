@@ -7,12 +7,12 @@ import contextlib
 import functools
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyxen.api import EngineInfo
 from pyxen.config.model import Accelerator, DomainConfig, DomainType
-from pyxen.engine.contract import DomainSpec, RunningDomain
+from pyxen.engine.contract import DomainSpec, RunningDomain, StartedInfo
 from pyxen.engine.domain import reap
 from pyxen.engine.hugepages import check_hugepages
 from pyxen.engine.inotify import Inotify
@@ -123,31 +123,14 @@ class QemuEngine:
         template: Template | None = None,
         empty_disks: Sequence[str] = (),
     ) -> RunningDomain:
-        accelerator = await asyncio.to_thread(self._accelerator_for, spec)
         incoming = state is not None or template is not None
         stopped = paused or (incoming and template is None)
         if template is not None and not template.full:
             assert state is not None
             await self._fill(template, spec, directory, state)
-        launching = asyncio.ensure_future(
-            asyncio.to_thread(
-                launch,
-                spec,
-                directory,
-                accelerator=accelerator,
-                paused=stopped,
-                incoming=incoming,
-                template=template,
-                tree=self._tree,
-            )
+        pid, info = await self._launch(
+            spec, directory, paused=stopped, incoming=incoming, template=template, undo=self.reap
         )
-        try:
-            pid, info = await asyncio.shield(launching)
-        except asyncio.CancelledError:
-            # The thread can't be called back: let it finish, then end what it has started.
-            await asyncio.wait([launching])
-            await asyncio.to_thread(self.reap, directory)
-            raise
         domain = QemuDomain(spec, directory, pid, self._watcher(), info)
         try:
             await domain.settle(_READY_S, paused=stopped, loading=template is not None)
@@ -162,28 +145,42 @@ class QemuEngine:
             raise translate(spec.config.name, error.message) from error
         return domain
 
-    async def _fill(self, template: Template, spec: DomainSpec, directory: Path, state: int) -> None:
-        """Have a QEMU with the same machine, whose memory is the template's, read the state and write the devices'."""
-        folder = await asyncio.to_thread(make_folder, directory)
+    async def _launch(
+        self,
+        spec: DomainSpec,
+        folder: Path,
+        *,
+        paused: bool,
+        incoming: bool,
+        template: Template | None,
+        undo: Callable[[Path], None],
+    ) -> tuple[int, StartedInfo]:
+        """Start a QEMU in ``folder``. Cancelled, it lets ``undo`` end there what has been started."""
         accelerator = await asyncio.to_thread(self._accelerator_for, spec)
-        filling = asyncio.ensure_future(
+        launching = asyncio.ensure_future(
             asyncio.to_thread(
                 launch,
                 spec,
                 folder,
                 accelerator=accelerator,
-                paused=True,
-                incoming=True,
+                paused=paused,
+                incoming=incoming,
                 template=template,
                 tree=self._tree,
             )
         )
         try:
-            pid, info = await asyncio.shield(filling)
+            return await asyncio.shield(launching)
         except asyncio.CancelledError:
-            await asyncio.wait([filling])
-            await asyncio.to_thread(kill_all, folder)
+            # The thread can't be called back: let it finish first.
+            await asyncio.wait([launching])
+            await asyncio.to_thread(undo, folder)
             raise
+
+    async def _fill(self, template: Template, spec: DomainSpec, directory: Path, state: int) -> None:
+        """Have a QEMU with the same machine, whose memory is the template's, read the state and write the devices'."""
+        folder = await asyncio.to_thread(make_folder, directory)
+        pid, info = await self._launch(spec, folder, paused=True, incoming=True, template=template, undo=kill_all)
         domain = QemuDomain(spec, folder, pid, self._watcher(), info)
         try:
             await domain.settle(_READY_S, paused=True)
