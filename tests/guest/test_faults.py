@@ -18,6 +18,7 @@ from pyxen.errors import PyxenError
 from pyxen.xend import saved
 from pyxen.xend.steps import BUILD, CHECKPOINT, REVERT, SAVE, SNAPSHOT
 from tests.guest.counting import UNBROKEN, ask, counted, counts_on, start_counting
+from tests.guest.forked import IN_TEST_HOST
 from tests.guest.host import wait_for
 from tests.guest.small import SmallHost
 
@@ -119,7 +120,7 @@ def trial(tiny: Path) -> Iterator[Trial]:
     assert not leftovers, f"left behind: {leftovers}"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(5400 if IN_TEST_HOST else 900)
 @pytest.mark.parametrize(
     ("operation", "steps"),
     [("save", SAVE), ("checkpoint", CHECKPOINT), ("restore", BUILD), ("snapshot", SNAPSHOT), ("revert", REVERT)],
