@@ -431,20 +431,33 @@ class Life:
         live = self.registry.live.get(record.uuid)
         if live is not None:
             await live.process.destroy()
-        await self.release(record, reason)
-        await self.retire(record)
+        domid, console = record.domid, await self._let_go(record)
+        try:
+            # First: who reads on its console that it has ended may take its name at once.
+            await self.retire(record)
+        finally:
+            await self._close(domid, console, reason)
         self.tell("domain-ended", record, reason=reason.value)
 
     async def release(self, record: Record, reason: ShutdownReason) -> None:
         """Close what is held of a domain whose process has ended, keep its last words, remove its folder."""
+        await self._close(record.domid, await self._let_go(record), reason)
+
+    async def _let_go(self, record: Record) -> Console | None:
+        """Close what is held of a domain but its console, whose last words are kept."""
         live = self.registry.live.pop(record.uuid, None)
-        if live is not None:
-            live.cancel()
-            await asyncio.to_thread(self._keep_last_words, record.name, live.console)
-            live.process.close()
-            live.console.close(reason.value)
-        if record.domid is not None:
-            await asyncio.to_thread(self.sweep, self.directory(record.domid))
+        if live is None:
+            return None
+        live.cancel()
+        await asyncio.to_thread(self._keep_last_words, record.name, live.console)
+        live.process.close()
+        return live.console
+
+    async def _close(self, domid: int | None, console: Console | None, reason: ShutdownReason) -> None:
+        if console is not None:
+            console.close(reason.value)
+        if domid is not None:
+            await asyncio.to_thread(self.sweep, self.directory(domid))
 
     def _keep_last_words(self, name: str, console: Console) -> None:
         """The end of the console outlives the domain, in STATE/console/NAME.log, for whoever asks why it died."""

@@ -90,6 +90,18 @@ async def test_poweroff_ends_a_transient_domain_and_its_folder(boot: Boot) -> No
     assert (xend.life.roots.state / "console" / "web.log").read_bytes() == b"fake domain web\r\n"
 
 
+async def test_who_reads_that_a_domain_has_ended_may_take_its_name(boot: Boot) -> None:
+    xend = await boot()
+    await create(xend)
+    view = xend.domains.console("web").attach()
+    xend.process("web").control("poweroff")
+    async for _ in view:
+        pass
+    assert view.reason == "poweroff"
+    assert gone(xend, "web")
+    await create(xend)
+
+
 async def test_a_managed_domain_is_halted_and_starts_again(boot: Boot) -> None:
     xend = await boot()
     await xend.domains.create(CreateRequest(config=describe(), managed=True))
