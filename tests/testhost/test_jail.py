@@ -79,7 +79,7 @@ def test_a_domain_lives_in_its_jail(files: dict[str, Path]) -> None:
     own |= {f"/run/xend/domains/1/{name}" for name in ("console.in", "console.log", "events", "stderr")}
     # A path in a mount that the process has left behind begins there.
     assert {path.removeprefix("/dev") for path in part["files"].split() if path.startswith("/")} == own
-    assert part["cgroup"].split() == [str((192 + 3 + 384) << 20), "258"]
+    assert part["cgroup"].split() == [str((192 + 3 + 512) << 20), "258"]
     # On a host with one CPU all that can be seen of pinning is that it finds the VCPU's thread in the jail.
     assert part["scheduling"].split() == ["200", "80000", "100000", "1", "0", "1", "1"]
     assert all(f'"{layer}"' in part["seen"] for layer in ("user", "empty root", "landlock", "seccomp", "memory limit"))
