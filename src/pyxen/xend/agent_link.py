@@ -12,10 +12,12 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from pyxen.abi.agent import MOST_COMMANDS, MOST_PAYLOAD, NONCE_SIZE, OUTPUT_WINDOW, STDIN_WINDOW, Kind, Stream
 from pyxen.errors import EngineError, InvalidRequest, PyxenError, ResourceExhausted, Unavailable
 from pyxen.xend.agent_frames import PADDING, Frame, Frames
+from pyxen.xend.linked import open_link
 
 _READ = 1 << 16
 _SIGHUP = 1
@@ -170,19 +172,8 @@ class Link:
 
         ``ends_frames``: the agent is not left waiting for the rest of what an earlier xend began to say.
         """
-        try:
-            reader, writer = await asyncio.open_unix_connection(sock=connection)
-        except BaseException:
-            connection.close()
-            raise
-        link = cls(name, reader, writer)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await link._greet(b"" if ends_frames else PADDING)
-        except BaseException:
-            link.close()
-            raise
-        return link
+        padding = b"" if ends_frames else PADDING
+        return await open_link(connection, partial(cls, name), lambda link: link._greet(padding), timeout_s)
 
     @property
     def broken(self) -> bool:

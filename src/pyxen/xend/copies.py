@@ -28,10 +28,7 @@ def copy_disk(source: Path, target: Path, format: str) -> int:
             )
         return _copy(source, target)
     except FileExistsError:
-        raise Conflict(
-            f"there is {target}, of an earlier domain of that name",
-            hint="Remove that file, if nothing in it is wanted any more, or choose another name.",
-        ) from None
+        raise name_taken(target) from None
     except OSError as error:
         raise ResourceExhausted(f"{source} can't be copied to {target}: {error.strerror}") from error
     except ConfigError as error:
@@ -54,6 +51,14 @@ def _is_relative(source: Path) -> bool:
         file.seek(int.from_bytes(header[8:16], "big"))
         name = file.read(int.from_bytes(header[16:20], "big"))
     return not name.removeprefix(b"file:").startswith(b"/")
+
+
+def name_taken(path: Path) -> Conflict:
+    """What a file at ``path`` means where a new domain's is to be."""
+    return Conflict(
+        f"there is {path}, of an earlier domain of that name",
+        hint="Remove that file, if nothing in it is wanted any more, or choose another name.",
+    )
 
 
 def _copy(source: Path, target: Path) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -19,6 +21,28 @@ class AnyLink(Protocol):
 
 
 L = TypeVar("L", bound=AnyLink)
+
+
+async def open_link(
+    connection: socket.socket,
+    make: Callable[[asyncio.StreamReader, asyncio.StreamWriter], L],
+    greet: Callable[[L], Awaitable[None]],
+    timeout_s: float | None,
+) -> L:
+    """A link over a connected socket, once it has been greeted. Raises TimeoutError if that takes too long."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+    except BaseException:
+        connection.close()
+        raise
+    link = make(reader, writer)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await greet(link)
+    except BaseException:
+        link.close()
+        raise
+    return link
 
 
 class Linked(Generic[L]):

@@ -9,6 +9,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from pyxen.abi.qga import DELIMITER
 from pyxen.errors import EngineError, InvalidRequest, PyxenError, Unavailable
 from pyxen.xend.agent_words import ENV
+from pyxen.xend.linked import open_link
 from pyxen.xend.qga_lines import MOST_LINE, Answers
 
 ANSWER_S: Final = 10.0
@@ -53,19 +55,7 @@ class QgaLink:
     @classmethod
     async def open(cls, name: str, connection: socket.socket, timeout_s: float | None) -> QgaLink:
         """Greet the agent of domain ``name`` over a connected socket. Raises TimeoutError if none answers in time."""
-        try:
-            reader, writer = await asyncio.open_unix_connection(sock=connection)
-        except BaseException:
-            connection.close()
-            raise
-        link = cls(name, reader, writer)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await link._greet()
-        except BaseException:
-            link.close()
-            raise
-        return link
+        return await open_link(connection, partial(cls, name), cls._greet, timeout_s)
 
     @property
     def broken(self) -> bool:

@@ -22,8 +22,9 @@ import msgspec
 from pyxen.config.model import DomainConfig
 from pyxen.engine.contract import DomainSpec, RunningDomain, Stopped, Waking
 from pyxen.engine.template import Template
-from pyxen.errors import Conflict, PyxenError, ResourceExhausted
+from pyxen.errors import PyxenError, ResourceExhausted
 from pyxen.xend.belongings import respelled, root_layer, variables
+from pyxen.xend.copies import name_taken
 from pyxen.xend.finishing import to_the_end
 from pyxen.xend.host import read_memory
 from pyxen.xend.life import Life
@@ -231,10 +232,7 @@ def _rename(life: Life, spec: DomainSpec, moved: Mapping[Path, Path], named: lis
         try:
             os.link(old, new)
         except FileExistsError:
-            raise Conflict(
-                f"there is {new}, of an earlier domain of that name",
-                hint="Remove that file, if nothing in it is wanted any more, or choose another name.",
-            ) from None
+            raise name_taken(new) from None
         except OSError as error:
             raise ResourceExhausted(f"{old} can't be named {new}: {error.strerror}") from error
         named.append(new)
