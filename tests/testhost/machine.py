@@ -121,7 +121,7 @@ class _Waker:
 
     QEMU's emulation of SVM changes the word in which other threads note an interrupt without the lock that they take,
     so that now and then one is lost. The CPU then stays halted with its timer's interrupt pending, until another comes.
-    A CPU that only idles has ticks.
+    One that only idles may be woken too, which does no harm.
     """
 
     _PATIENCE_S = 3.0

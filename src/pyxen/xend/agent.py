@@ -14,7 +14,7 @@ from pyxen.api import AgentKind
 from pyxen.errors import Conflict, PyxenError, Unsupported
 from pyxen.xend.agent_contract import GuestAgent, GuestCommand
 from pyxen.xend.agent_link import Link, Refused
-from pyxen.xend.agent_words import ended, explain, started
+from pyxen.xend.agent_words import explain, run_to_end, started
 from pyxen.xend.life import Life
 from pyxen.xend.own_agent import OwnAgent
 from pyxen.xend.qga import QemuAgent
@@ -25,7 +25,6 @@ from pyxen.xend.registry import Live
 _RESTORED_S = 30.0
 """On the Xen engine the guest connects anew first, and its agent is started anew."""
 _INTERFACES_S = 3.0
-_LAST_WORDS = 1000
 
 
 class Agents:
@@ -93,17 +92,7 @@ class Agents:
     async def run(self, live: Live, request: agent_api.ExecRequest) -> tuple[int, str]:
         """Run a command to its end; its status, and what it has said last. Raises PyxenError."""
         command = await (await self.of(live, request.wait_s)).begin(request)
-        words = b""
-        try:
-            await command.end_input()
-            while (piece := await command.output()) is not None:
-                words = (words + piece[1])[-_LAST_WORDS:]
-        except Refused as refused:
-            raise explain(live.spec.config.name, request, refused.errno) from None
-        except asyncio.CancelledError:
-            await command.abandon()
-            raise
-        return ended(command).status, words.decode(errors="replace").strip()
+        return await run_to_end(live.spec.config.name, command, request)
 
     async def write(self, live: Live, request: agent_api.WriteFileRequest, data: bytes) -> None:
         """Make or replace a file. Raises PyxenError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import struct
@@ -10,12 +11,15 @@ from typing import Final
 from pyxen import agent_api
 from pyxen.errors import Conflict, InvalidRequest, NotFound, PyxenError
 from pyxen.xend.agent_contract import GuestCommand
+from pyxen.xend.agent_link import Refused
 
 ENV: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
 }
 """What a command in a guest gets besides what it is given."""
+LAST_WORDS: Final = 1000
+"""Bytes that are kept of what a command says."""
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -25,6 +29,23 @@ def ended(command: GuestCommand) -> agent_api.AgentEnded:
     if os.WIFSIGNALED(status):
         return agent_api.AgentEnded(128 + os.WTERMSIG(status), os.WTERMSIG(status))
     return agent_api.AgentEnded(os.WEXITSTATUS(status))
+
+
+async def run_to_end(
+    name: str, command: GuestCommand, request: agent_api.AgentRequest, *, most: int = LAST_WORDS
+) -> tuple[int, str]:
+    """Wait for a command's end; its status, and the last ``most`` bytes that it has said. Raises PyxenError."""
+    words = b""
+    try:
+        await command.end_input()
+        while (piece := await command.output()) is not None:
+            words = (words + piece[1])[-most:]
+    except Refused as refused:
+        raise explain(name, request, refused.errno) from None
+    except asyncio.CancelledError:
+        await command.abandon()
+        raise
+    return ended(command).status, words.decode(errors="replace").strip()
 
 
 def started(request: agent_api.AgentRequest, payload: bytes) -> agent_api.AgentStarted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import struct
@@ -15,11 +14,10 @@ from pyxen.api import AgentKind
 from pyxen.errors import EngineError, Unsupported
 from pyxen.xend.agent_frames import exec_payload
 from pyxen.xend.agent_link import Command, Link, Refused
-from pyxen.xend.agent_words import ENV, ended, explain
+from pyxen.xend.agent_words import ENV, LAST_WORDS, explain, run_to_end
 from pyxen.xend.linked import Linked
 
 _SEED_BYTES: Final = 64
-_LAST_WORDS: Final = 1000
 _MOST_ADDRESSES_BYTES: Final = 64 << 10
 _USE: Final = """
 for each in /sys/devices/system/cpu/cpu[1-9]*/online; do
@@ -58,10 +56,10 @@ class OwnAgent(Linked[Link]):
         except Refused as refused:
             raise explain(self._name, request, refused.errno) from None
 
-    async def run(self, argv: list[str], *, most: int = _LAST_WORDS) -> tuple[int, str]:
+    async def run(self, argv: list[str], *, most: int = LAST_WORDS) -> tuple[int, str]:
         """Run a command to its end; its status, and the last ``most`` bytes that it has said. Raises PyxenError."""
         request = agent_api.ExecRequest(argv)
-        return await run(self._name, await self.begin(request), request, most=most)
+        return await run_to_end(self._name, await self.begin(request), request, most=most)
 
     async def wake(self) -> None:
         try:
@@ -89,23 +87,6 @@ class OwnAgent(Linked[Link]):
 
     async def thaw_files(self) -> None:
         raise Unsupported(f"the agent in '{self._name}' can't thaw file systems")
-
-
-async def run(
-    name: str, command: Command, request: agent_api.AgentRequest, *, most: int = _LAST_WORDS
-) -> tuple[int, str]:
-    """Wait for a command's end; its status, and the last ``most`` bytes that it has said. Raises PyxenError."""
-    words = b""
-    try:
-        await command.end_input()
-        while (piece := await command.output()) is not None:
-            words = (words + piece[1])[-most:]
-    except Refused as refused:
-        raise explain(name, request, refused.errno) from None
-    except asyncio.CancelledError:
-        await command.abandon()
-        raise
-    return ended(command).status, words.decode(errors="replace").strip()
 
 
 def parse_addresses(text: str) -> list[agent_api.GuestInterface]:
