@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.host import CACHE, Host
+from tests.guest.host import CACHE, Host, built_image
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,14 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The folder of the image tiny, built from Debian's packages on the first run in this checkout."""
-    from pyxen.image.store import ImageStore
-
-    store = ImageStore(CACHE / "images", CACHE / "kernels")
-    CACHE.mkdir(parents=True, exist_ok=True)
     if "PYXEN_TEST_HOST" not in os.environ:  # there it has come along, and nothing could be fetched
-        with (CACHE / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # another run in this checkout may be building it
-            store.build("tiny", {}, force=False, progress=lambda step: None)
+        built_image("tiny")
     return CACHE / "images" / "tiny"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,12 +20,23 @@ from typing import Any
 
 import pexpect
 
+from pyxen import api
 from tests.guest import forked
 
 BIN = Path(sys.executable).parent
 PROMPT = r"[\w-]+:~# "
 CACHE = Path(os.environ.get("PYXEN_TEST_CACHE", Path(__file__).resolve().parents[2] / "build" / "guest-cache"))
 """Images built once for all runs in this checkout."""
+
+
+def built_image(name: str) -> api.Image:
+    """An image, built from Debian's packages unless it is there; one of the runs in this checkout at a time builds."""
+    from pyxen.image.store import ImageStore
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return ImageStore(CACHE / "images", CACHE / "kernels").build(name, {}, force=False, progress=lambda step: None)
 
 
 class Host:

@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from pyxen import api
 from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
-from tests.guest.host import CACHE, PROMPT
+from tests.guest.host import CACHE, PROMPT, built_image
 
 # What goes wrong in a guest shows as one of these.
 ALARMS = (b"Call Trace", b"WARNING:", b"BUG:", b"Kernel panic", b"modprobe:", b"not found")
@@ -189,7 +189,7 @@ def test_stopping_in_other_ways(machines: list[Machine], tiny_image: api.Image, 
 
 def test_debian(machines: list[Machine], tiny: Path) -> None:
     store = ImageStore(CACHE / "images", CACHE / "kernels")
-    image = store.build("debian", {}, False, lambda step: None)
+    image = built_image("debian")
     folder = Path(tempfile.mkdtemp(prefix="pyxen-", dir="/tmp"))
     try:
         disk = folder / "disk.qcow2"

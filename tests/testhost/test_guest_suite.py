@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.host import CACHE
+from pyxen.image.kernel import unpack
+from tests.guest.host import CACHE, built_image
 from tests.testhost import run
 
 _CHOSEN = "login or coredump or managed or rename_restart or maxmem"
@@ -18,14 +19,11 @@ _FAULTS_IN = ["save", "checkpoint", "restore", "snapshot", "revert"] if "PYXEN_F
 
 
 def image_files() -> dict[str, Path]:
-    """The image tiny, at the same place in the test host as here."""
-    from pyxen.image.store import ImageStore
-
-    store = ImageStore(CACHE / "images", CACHE / "kernels")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    store.build("tiny", {}, force=False, progress=lambda step: None)
-    places = [CACHE / "images" / "tiny", CACHE / "kernels"]
-    return {str(path): path for place in places for path in place.rglob("*") if path.is_file()}
+    """The image tiny, at the same place in the test host as here, with its kernel unpacked and nothing else."""
+    vmlinux = unpack(Path(built_image("tiny").kernel), CACHE / "kernels").vmlinux
+    folder = CACHE / "images" / "tiny"
+    files = [path for path in folder.rglob("*") if path.is_file()] + [vmlinux, vmlinux.with_suffix(".json")]
+    return {str(path): path for path in files}
 
 
 def check(which: str, *modules: str, **environ: str) -> None:
