@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -16,11 +15,11 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from pyxen.image import debs, ramdisk, tiny
-from tests.guest.host import CACHE, PROMPT, Host, type_line, wait_for
+from tests.guest.host import PROMPT, Host, type_line, wait_for
+from tests.guest.packages import PACKAGES, package
 from tests.guest.png import colours
 
 pytestmark = pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")
-PACKAGES = CACHE / "packages"
 BLUE, BLACK = (0, 0, 0xA8), (0, 0, 0)
 
 
@@ -30,18 +29,6 @@ def shared(tiny: Path) -> Iterator[Host]:
     host.start()
     yield host
     assert not host.stop()
-
-
-def package(name: str, lists: debs.Lists | None = None) -> Path:
-    """The files of one of Debian's packages, fetched once."""
-    folder = PACKAGES / (f"{name}-{lists.architecture}" if lists else name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            debs.unpack(name, folder, folder / "files", lists=lists)
-            (folder / "done").touch()
-    return folder / "files"
 
 
 def screen(host: Host, name: str) -> dict[tuple[int, int, int], float]:

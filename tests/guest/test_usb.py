@@ -16,7 +16,7 @@ import pytest
 
 from pyxen.image import debs, tiny
 from tests.guest.host import PROMPT, Host, type_line, wait_for
-from tests.guest.test_systems import package
+from tests.guest.packages import package
 from tests.guest.usbredir import NAME, Peer
 
 pytestmark = pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")

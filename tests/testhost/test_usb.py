@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyxen.image import debs, ramdisk, tiny
-from tests.guest.test_systems import package
+from tests.guest.packages import package
 from tests.guest.test_usb import MODULES
 from tests.testhost import image, run
 from tests.testhost.test_passthrough import PRELUDE, programs

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 import stat
 import uuid as uuids
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,6 @@ from pyxen.config.model import (
     DiskType,
     DomainConfig,
     DomainType,
-    Firmware,
     UsbDevice,
     UsbType,
     Vif,
@@ -38,14 +36,11 @@ from pyxen.errors import ConfigError, Conflict, NotFound, ResourceExhausted
 from pyxen.image.kernel import unpack
 from pyxen.image.store import ImageStore
 from pyxen.paths import Roots
-from pyxen.xend.belongings import root_layer, tpm_state, variables
+from pyxen.xend.belongings import root_layer, tpm_state
 from pyxen.xend.host import read_memory
+from pyxen.xend.uefi import own_variables
 
 XEN_OUI = (0x00, 0x16, 0x3E)
-OVMF_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd", "/usr/share/OVMF/OVMF_VARS.fd")
-
-OVMF_SECURE_VARS = ("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "/usr/share/edk2/x64/OVMF_VARS.secboot.4m.fd")
-"""With Microsoft's keys enrolled, and secure boot switched on."""
 
 
 def complete(config: DomainConfig) -> DomainConfig:
@@ -103,7 +98,7 @@ def prepare(
             kernel=kernel,
             ramdisk=ramdisk,
             cmdline=cmdline,
-            nvram=_nvram(config, roots, made),
+            nvram=own_variables(config, roots, made),
             tpm=_tpm(config, roots, made),
         )
     except BaseException:
@@ -298,22 +293,6 @@ def _root_disk(
     if fresh:
         made.append(layer)
     return [Disk(vdev=first, target=str(layer), format=DiskFormat.QCOW2), *disks]
-
-
-def _nvram(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
-    """The domain's own copy of the UEFI variables."""
-    if config.type is not DomainType.HVM or config.firmware is not Firmware.UEFI:
-        return None
-    path = variables(config.name, roots)
-    if not path.exists():
-        known = OVMF_SECURE_VARS if config.secure_boot else OVMF_VARS
-        template = next((each for each in known if Path(each).exists()), None)
-        if template is None:
-            raise NotFound("the UEFI firmware is not installed", hint="Install it: apt-get install ovmf")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.copyfile(template, path)
-        made.append(path)
-    return str(path)
 
 
 def _tpm(config: DomainConfig, roots: Roots, made: list[Path]) -> str | None:
