@@ -83,7 +83,7 @@ class PciAttached(Struct):
     """A PCI device of the host that a domain has."""
 
     slot: int | None
-    """On the guest's bus; None: the domain doesn't run."""
+    """On the guest's bus; from 32 on, the root port of that number less 32. None: the domain doesn't run."""
     state: str
     device: PciDevice
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.guest.host import Host, type_line, wait_for
 
@@ -192,4 +195,42 @@ def test_an_hvm_domain_has_discs_and_virtio_disks(host: Host) -> None:
     assert host.xm("block-list", "web").splitlines()[1].split()[:4] == ["5632", "0", "0", "4"]
     host.xm("block-detach", "web", "xvdb")
     assert not holds(disk)
+    host.xm("destroy", "web")
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_an_express_machine_has_ports_for_what_comes_and_goes(host: Host, firmware: str) -> None:
+    first, second = _image(host.root / "a.img", 16), _image(host.root / "b.img", 24)
+    macs = [f"00:16:3e:00:00:0{number}" for number in range(1, 4)]
+    vif = f'vif=["mac={macs[0]}", "mac={macs[1]},model=e1000"]'
+    words = ["type=hvm", "hdtype=ahci", f"firmware={firmware}", "name=web", "memory=512", f"disk=file:{first},xvdb,w"]
+    host.xm("create", "image=tiny", *words, vif)
+    console = host.ready("web", timeout=120)
+
+    def disks() -> str:
+        return type_line(console, "cat /sys/block/vd*/size 2>/dev/null | tr '\\n' ' '")
+
+    def cards() -> list[str]:
+        found = type_line(console, "cat /sys/class/net/e*/address | tr '\\n' ' '").split()
+        return sorted(mac for mac in found if mac in macs)
+
+    assert disks() == "32768"
+    host.xm("block-attach", "web", f"file:{second}", "xvdc", "w")
+    wait_for(lambda: disks() == "32768 49152", "the guest has both disks")
+    host.xm("network-attach", "web", f"mac={macs[2]}")
+    wait_for(lambda: macs[2] in cards(), "the guest has the card")
+    console.close()
+    host.xm("save", "web", str(host.root / "web.saved"))
+    host.xm("restore", str(host.root / "web.saved"))
+    console = host.console("web")
+    console.sendline("")
+    console.expect("# ")
+    assert type_line(console, "dd if=/dev/vdb of=/dev/null 2>/dev/null && echo readable") == "readable"
+    for vdev, left in (("xvdb", "49152"), ("xvdc", "")):
+        host.xm("block-detach", "web", vdev)
+        wait_for(functools.partial(lambda left: disks() == left, left), f"the guest has let go of {vdev}")
+    for mac in (macs[0], macs[2]):
+        host.xm("network-detach", "web", mac)
+    wait_for(lambda: macs[0] not in cards() and macs[2] not in cards(), "the guest has let go of both cards")
+    assert "is on a bus of q35" in _refused(host, "network-detach", "web", macs[1])
     host.xm("destroy", "web")

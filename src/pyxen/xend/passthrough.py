@@ -149,12 +149,6 @@ class Passthrough:
         """Plug in a controller, which stays: a guest's drivers for it have come with it."""
         if live.spec.config.usb or live.spec.config.usbdev:
             return
-        if live.spec.config.hdtype == "ahci":
-            raise Unsupported(
-                f"'{record.name}' has no USB controller, and hdtype=ahci, a machine into which none can be plugged "
-                "while it runs",
-                hint="usb = 1 in its description gives it one from the start.",
-            )
         wanted = msgspec.structs.replace(live.spec.config, usb=True)
         config = msgspec.structs.replace(record.config, usb=True)
         await self._devices.plug(record, live, UsbController(), wanted, config)

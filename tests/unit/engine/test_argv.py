@@ -195,8 +195,14 @@ def test_ahci_and_an_empty_drive() -> None:
     )
     words = make(config)
     assert after(words, "-machine")[0].startswith("q35,")
-    assert after(words, "-device")[:3] == [
-        "ich9-ahci,id=sata,bus=pcie.0,addr=0x1",
+    ports, devices = after(words, "-device")[:16], after(words, "-device")[16:]
+    assert ports[:2] == [
+        "pcie-root-port,id=port0,chassis=1,io-reserve=0,bus=pcie.0,addr=0x1.0,multifunction=on",
+        "pcie-root-port,id=port1,chassis=2,io-reserve=0,bus=pcie.0,addr=0x1.1",
+    ]
+    assert ports[-1] == "pcie-root-port,id=port15,chassis=16,io-reserve=0,bus=pcie.0,addr=0x2.7"
+    assert devices[:3] == [
+        "ich9-ahci,id=sata,bus=pcie.0,addr=0x3",
         "ide-hd,id=hda,bus=ide.0,drive=hda.0,bootindex=0",
         "ide-cd,id=sdb,bus=sata.1",
     ]
@@ -351,4 +357,4 @@ def test_devices_of_the_host_and_usb() -> None:
 
 def test_a_controller_alone() -> None:
     words = make(DomainConfig(name="box", type=DomainType.HVM, hdtype="ahci", usb=True))
-    assert "qemu-xhci,id=usb,p2=15,p3=15,bus=pcie.0,addr=0x5" in after(words, "-device")
+    assert "qemu-xhci,id=usb,p2=15,p3=15,bus=pcie.0,addr=0x7" in after(words, "-device")

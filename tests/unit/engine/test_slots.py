@@ -7,7 +7,7 @@ import pytest
 
 from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec
-from pyxen.engine.qemu.slots import address, laid_out
+from pyxen.engine.qemu.slots import address, can_be_plugged, laid_out
 from pyxen.errors import ResourceExhausted
 
 
@@ -46,10 +46,44 @@ def test_a_spec_survives_its_file() -> None:
     assert msgspec.json.decode(msgspec.json.encode(before), type=DomainSpec) == before
 
 
-def test_an_express_bus_has_its_own_name_and_places() -> None:
-    placed = laid_out(spec("sda", "xvda", type=DomainType.HVM, hdtype="ahci"))
-    assert placed.slots == {"sata": 1, "xvda": 2, "balloon": 3, "rng": 4, "agents": 5, "display": 6}
-    assert address(placed.config, placed.slots, "xvda") == {"bus": "pcie.0", "addr": "0x2"}
+def test_an_express_bus_has_ports_for_what_may_come_and_go() -> None:
+    vifs = (Vif(), Vif(model="e1000"))
+    placed = laid_out(spec("sda", "xvda", vifs=vifs, type=DomainType.HVM, hdtype="ahci"))
+    assert placed.slots == {
+        "ports0": 1,
+        "ports1": 2,
+        "sata": 3,
+        "xvda": 32,
+        "nic0": 33,
+        "nic1": 4,
+        "balloon": 5,
+        "rng": 6,
+        "agents": 7,
+        "display": 8,
+    }
+    assert address(placed.config, placed.slots, "xvda") == {"bus": "port0", "addr": "0x0"}
+    assert address(placed.config, placed.slots, "nic1") == {"bus": "pcie.0", "addr": "0x4"}
+    assert [can_be_plugged(placed, device) for device in ("xvda", "nic0", "nic1")] == [True, True, False]
+    more = msgspec.structs.replace(
+        placed, config=msgspec.structs.replace(placed.config, vif=(*vifs, Vif(model="e1000")))
+    )
+    assert laid_out(more).slots["nic2"] == 34
+
+
+def test_ports_run_out() -> None:
+    names = [f"xvd{letter}" for letter in "abcdefghijklmnopqr"]
+    placed = laid_out(spec(*names, type=DomainType.HVM, hdtype="ahci"))
+    assert [placed.slots[name] for name in names] == [*range(32, 48), 3, 4]
+    more = msgspec.structs.replace(placed, config=spec(*names, "xvdz", type=DomainType.HVM, hdtype="ahci").config)
+    with pytest.raises(ResourceExhausted, match="all 16 ports of 'web' are taken"):
+        laid_out(more)
+
+
+def test_a_state_from_before_there_were_ports_gets_none() -> None:
+    slots = {"xvda": 1, "balloon": 2, "rng": 3, "agents": 4, "display": 5}
+    old = spec("xvda", "xvdb", slots=slots, type=DomainType.HVM, hdtype="ahci")
+    assert laid_out(old).slots == {**slots, "xvdb": 6}
+    assert not can_be_plugged(laid_out(old), "xvdb")
 
 
 def test_more_devices_than_slots_are_refused() -> None:

@@ -49,7 +49,7 @@ def test_secure_boot_is_not_left_off_for_variables_of_before(roots: Roots) -> No
     made: list[Path] = []
     with pytest.raises(Conflict, match="have no keys") as refused:
         own_variables(config, roots, made)
-    assert "Remove that file" in (refused.value.hint or "")
+    assert "Remove it" in (refused.value.hint or "")
     (folder / "box.fd").write_bytes(variable("PK", b"key"))
     assert own_variables(config, roots, made) == str(folder / "box.fd")
     assert made == []

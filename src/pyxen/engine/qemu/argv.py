@@ -23,12 +23,18 @@ from pyxen.engine.qemu.slots import (
     BALLOON,
     CONSOLE,
     DISPLAY,
+    FIRST_PORT,
+    FUNCTIONS,
+    PORT_GROUPS,
     RANDOM,
     USB,
     VGA_MODELS,
     address,
+    bus,
     has_virtio_console,
+    is_virtio,
     laid_out,
+    port_name,
     share_device,
 )
 from pyxen.engine.sockets import AGENT_PORTS
@@ -284,7 +290,7 @@ def boot_indices(config: DomainConfig, *, direct: bool) -> tuple[dict[str, int],
 def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
     config = spec.config
     disk_order, vif_order = boot_indices(config, direct=spec.kernel is not None)
-    arguments = disk_arguments(spec, facts.drives, disk_order)
+    arguments = [*_root_ports(spec), *disk_arguments(spec, facts.drives, disk_order)]
     for place, (number, vif, netdev) in enumerate(zip(vif_numbers(config.vif), config.vif, facts.netdevs, strict=True)):
         device = card(spec, number, vif)
         if (index := vif_order.get(place)) is not None:
@@ -302,6 +308,24 @@ def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
         *("-device", f"virtserialport,bus={AGENTS}.0,chardev=agent,name={PORT_NAME},id={AGENT_PORTS[AgentKind.PYXEN]}"),
         *(_qga(facts) if spec.qga else ()),
     ]
+
+
+def _root_ports(spec: DomainSpec) -> list[str]:
+    """Places on an express bus for what may come and go; without I/O ports, of which there aren't enough for all."""
+    words: list[str] = []
+    for group, device in enumerate(PORT_GROUPS if PORT_GROUPS[0] in spec.slots else ()):
+        for function in range(FUNCTIONS):
+            number = group * FUNCTIONS + function
+            port: dict[str, object] = {
+                "driver": "pcie-root-port",
+                "id": port_name(FIRST_PORT + number),
+                "chassis": number + 1,
+                "io-reserve": 0,
+                "bus": bus(spec.config),
+                "addr": f"{spec.slots[device]:#x}.{function}",
+            }
+            words += ["-device", device_words(port | ({} if function else {"multifunction": True}))]
+    return words
 
 
 def _qga(facts: Facts) -> list[str]:
@@ -342,7 +366,7 @@ def balloons(config: DomainConfig) -> bool:
 
 
 def _network_card(config: DomainConfig, model: str | None) -> str:
-    if config.type is DomainType.PVH or model in (None, "virtio", "virtio-net", "netfront"):
+    if config.type is DomainType.PVH or is_virtio(model):
         return "virtio-net-pci"
     assert model is not None
     return model

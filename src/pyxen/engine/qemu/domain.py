@@ -101,8 +101,8 @@ class QemuDomain(ProcessDomain):
 
     async def plug(self, device: Pluggable, spec: DomainSpec) -> None:
         self._refuse_stopped("plug a device into")
-        if not isinstance(device, UsbDevice):
-            hotplug.check_pluggable(spec.config, device if isinstance(device, Disk) else None)
+        if (name := _slotted(device, spec)) is not None:
+            hotplug.check_pluggable(spec, name)
         async with self._session() as monitor:
             match device:
                 case Disk():
@@ -136,9 +136,8 @@ class QemuDomain(ProcessDomain):
                 f"QEMU can't take a device away from '{self.spec.config.name}' against its guest's will",
                 hint=f"Without --force the guest is asked; xm destroy {self.spec.config.name} asks nobody.",
             )
-        disk = next((disk for disk in self.spec.config.disk if disk.vdev == device), None)
         if device_usb(device) is None:
-            hotplug.check_pluggable(self.spec.config, disk)
+            hotplug.check_pluggable(self.spec, device)
         async with self._session() as monitor:
             await hotplug.remove(monitor, device)
 
@@ -503,3 +502,18 @@ async def _set_capabilities(monitor: Session, wanted: Mapping[str, bool]) -> Non
 def _ignoring(shared: bool) -> dict[str, bool]:
     """The capability that leaves memory in a file which can be shared out of the stream, where that is wanted."""
     return {"x-ignore-shared": True} if shared else {}
+
+
+def _slotted(device: Pluggable, spec: DomainSpec) -> str | None:
+    """The id of a device that has a slot on the PCI bus."""
+    match device:
+        case Disk():
+            return device.vdev
+        case Vif():
+            return vif_device(vif_number(spec.config.vif, device))
+        case UsbController():
+            return USB
+        case PciDevice():
+            return pci_device(device.address)
+        case UsbDevice():
+            return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from pyxen.config.model import Disk, DomainConfig, DomainType, Vif, device_usb, device_vif, vif_device
+from pyxen.config.model import Disk, Vif, device_usb, device_vif, vif_device
 from pyxen.engine.contract import DomainSpec, StartedInfo
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import slirp_words
@@ -20,21 +20,25 @@ from pyxen.engine.qemu.drives import free_drive, limit, open_drive
 from pyxen.engine.qemu.networks import open_network
 from pyxen.engine.qemu.passthrough import free_usb
 from pyxen.engine.qemu.qmp import Session
-from pyxen.engine.qemu.slots import drive_bus
+from pyxen.engine.qemu.slots import can_be_plugged, drive_bus
 from pyxen.errors import PyxenError, Unsupported
 
 
-def check_pluggable(config: DomainConfig, disk: Disk | None = None) -> None:
-    """Raises Unsupported where a device (``disk``, or a card) can't come and go while the domain runs."""
+def check_pluggable(spec: DomainSpec, device: str) -> None:
+    """Raises Unsupported where a device of a laid-out spec can't come and go while the domain runs."""
+    config = spec.config
+    disk = next((disk for disk in config.disk if disk.vdev == device), None)
     if disk is not None and drive_bus(config, disk) != "virtio":
         raise Unsupported(
             f"disk {disk.vdev}: nothing can be plugged into IDE or SATA, or out of it, while a domain runs",
             hint="Call it xvdb, xvdc, … to have it on virtio; xm cd-insert changes a CD-ROM drive's disc.",
         )
-    if config.type is DomainType.HVM and config.hdtype == "ahci":
+    if not can_be_plugged(spec, device):
         raise Unsupported(
-            f"'{config.name}' has hdtype=ahci, a machine into which nothing can be plugged while it runs",
-            hint="hdtype=ide has the machine into which it can.",
+            f"{device} of '{config.name}' is on a bus of q35 (hdtype=ahci) into which nothing can be plugged, "
+            "or out of it, while a domain runs",
+            hint="Disks, virtio cards and devices of the host are in ports unless they were told a slot; this one will "
+            "be from the next start of the domain, where there are ports left.",
         )
 
 

@@ -2,6 +2,9 @@
 
 A guest's state can only be read by a machine with the same devices at the same places. So each device is told its slot,
 and keeps it while others come and go: a DomainSpec's ``slots`` are what has been given out.
+
+Into the bus of an express machine (q35) nothing can be plugged while it runs, but into root ports on it. So it has
+``PORTS``, eight to a slot, one function each, and a slot from ``FIRST_PORT`` on is the port of that number.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ VGA_MODELS = {"stdvga": "VGA", "cirrus": "cirrus-vga", "qxl": "qxl-vga"}
 CONSOLE, SATA, BALLOON, RANDOM, AGENTS, DISPLAY = "console", "sata", "balloon", "rng", "agents", "display"
 USB = "usb"
 """Devices that have no id of their own in a description."""
+PORT_GROUPS = ("ports0", "ports1")
+"""Devices, too: what lies in a slot for each eight root ports."""
+FUNCTIONS = 8
+FIRST_PORT = 32
+PORTS = range(FIRST_PORT, FIRST_PORT + FUNCTIONS * len(PORT_GROUPS))
 _FREE = {"pci.0": range(2, 32), "pcie.0": range(1, 29)}
 """What the machines' own devices leave: host bridge and PIIX3 (pc); host bridge, USB controllers and ICH9 (q35)."""
 
@@ -64,17 +72,30 @@ def laid_out(spec: DomainSpec) -> DomainSpec:
     slots = {device: slot for device, slot in spec.slots.items() if device in wanted}
     _settle_asked(spec, slots)
     taken = set(slots.values())
-    free = (slot for slot in _FREE[bus(spec.config)] if slot not in taken)
+    on_bus = (slot for slot in _FREE[bus(spec.config)] if slot not in taken)
+    ports = (slot for slot in PORTS if slot not in taken)
+    # What comes while the domain runs must be in a port, where there are such.
+    runs = PORT_GROUPS[0] in spec.slots
+    for_ports = set(wanted) if runs else _pluggable(spec) if PORT_GROUPS[0] in wanted else set[str]()
     for device in wanted:
-        if device not in slots:
-            if (slot := next(free, None)) is None:
-                raise ResourceExhausted(
-                    f"'{spec.config.name}' has {len(wanted)} PCI devices, but there is room for "
-                    f"{len(_FREE[bus(spec.config)])}",
-                    hint="Take a disk or a network interface away.",
-                )
-            slots[device] = slot
+        if device in slots:
+            continue
+        slot = next(ports, None) if device in for_ports else None
+        if slot is None and not runs:
+            slot = next(on_bus, None)
+        if slot is None:
+            raise _full(spec, len(wanted), runs)
+        slots[device] = slot
     return msgspec.structs.replace(spec, slots=slots)
+
+
+def _full(spec: DomainSpec, wanted: int, runs: bool) -> ResourceExhausted:
+    if runs:
+        problem = f"all {len(PORTS)} ports of '{spec.config.name}' are taken"
+    else:
+        room = len(_FREE[bus(spec.config)])
+        problem = f"'{spec.config.name}' has {wanted} PCI devices, but there is room for {room}"
+    return ResourceExhausted(problem, hint="Take a disk or a network interface away.")
 
 
 def _settle_asked(spec: DomainSpec, slots: dict[str, int]) -> None:
@@ -92,9 +113,34 @@ def _settle_asked(spec: DomainSpec, slots: dict[str, int]) -> None:
         slots[device] = each.vslot
 
 
+def can_be_plugged(spec: DomainSpec, device: str) -> bool:
+    """Is this device of a laid-out spec where one can come and go while the domain runs?"""
+    return bus(spec.config) == "pci.0" or spec.slots.get(device, 0) in PORTS
+
+
 def address(config: DomainConfig, slots: Mapping[str, int], device: str) -> dict[str, str]:
     """The properties that put a device of a laid-out spec in its place."""
+    if slots[device] in PORTS:
+        return {"bus": port_name(slots[device]), "addr": "0x0"}
     return {"bus": bus(config), "addr": f"{slots[device]:#x}"}
+
+
+def port_name(slot: int) -> str:
+    """The id of a root port, and of the bus in it."""
+    return f"port{slot - FIRST_PORT}"
+
+
+def _pluggable(spec: DomainSpec) -> set[str]:
+    """Devices that may be taken away while the domain runs. Old cards stay on the bus, for they may need I/O ports."""
+    config = spec.config
+    virtio = [vif_device(n) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if is_virtio(vif.model)]
+    disks = [disk.vdev for disk in config.disk if drive_bus(config, disk) == "virtio"]
+    return {*disks, *virtio, *(pci_device(device.address) for device in config.pci)}
+
+
+def is_virtio(model: str | None) -> bool:
+    """Is a vif of this ``model`` a virtio card, in a whole PC?"""
+    return model in (None, "virtio", "virtio-net", "netfront")
 
 
 def _devices(spec: DomainSpec) -> list[str]:
@@ -102,7 +148,11 @@ def _devices(spec: DomainSpec) -> list[str]:
     config = spec.config
     disks = sorted(config.disk, key=lambda disk: letter_index(disk.vdev))
     hvm = config.type is DomainType.HVM
+    # A state from before there were ports has its devices where they were.
+    express = bus(config) == "pcie.0" and (not spec.slots or PORT_GROUPS[0] in spec.slots)
     return [
+        # First, so that disks in ports are found before those for which none is left.
+        *(PORT_GROUPS if express else ()),
         *([CONSOLE] if has_virtio_console(spec) else []),
         *([SATA] if hvm and any(drive_bus(config, disk) == "sata" for disk in disks) else []),
         *(disk.vdev for disk in disks if drive_bus(config, disk) == "virtio" and disk.target),

@@ -13,7 +13,7 @@ from pyxen.xm.session import Session
 def command(session: Session, domain: str, form: str) -> None:
     """Show a domain's PCI devices of the host.
 
-    Vdev is the slot and function that the guest sees it in.
+    Vdev is the slot and function that the guest sees it in; from 20 on, a port of q35: 20 the first, 21 the second.
     """
     found = session.client.devices(domain)
     if form == "json":
