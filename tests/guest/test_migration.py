@@ -27,7 +27,7 @@ def test_a_guest_goes_to_and_fro() -> None:
         source, to, last = one, other, 0
         for _ in range(_TIMES):
             said = migrate(source, to)
-            print(said.strip())
+            print(said.strip(), flush=True)
             assert re.search(rf"Migrated domain web to {to.address} \(id=\d+\): .* down for \d+ ms", said)
             assert "web" not in source.domains()
             last = counts_on(to, last)
@@ -82,7 +82,7 @@ def test_a_killed_xend_leaves_it_on_exactly_one_side() -> None:
             has_it = exactly_one(source, to)
             last = counts_on(has_it, last)
             names = {id(source): "source", id(to): "destination"}
-            print(f"{step:10} {names[id(victim)]:12} killed: it runs on the {names[id(has_it)]}")
+            print(f"{step:10} {names[id(victim)]:12} killed: it runs on the {names[id(has_it)]}", flush=True)
             source, to = has_it, (other if has_it is one else one)
         assert ask(source, UNBROKEN) == "unbroken"
         assert ask(source, "umount /data && mount /dev/xvda /data && sha256sum < /data/random") == digest

@@ -98,7 +98,7 @@ def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float, m
     """
     deadline = time.monotonic() + timeout_s
     position = 0
-    waker = _Waker(qemu.pid, monitor)
+    waker = _Waker(monitor)
     try:
         while qemu.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -117,29 +117,23 @@ def _wait(qemu: subprocess.Popen[bytes], shown: Path | None, timeout_s: float, m
 
 
 class _Waker:
-    """Presses a key in a test host that has not run at all for a while.
+    """Presses a key in a test host every few seconds.
 
     QEMU's emulation of SVM changes the word in which other threads note an interrupt without the lock that they take,
-    so that now and then one is lost. The CPU then stays halted with its timer's interrupt pending, until another comes.
-    One that only idles may be woken too, which does no harm.
+    so that now and then one is lost. The timer's then stays pending while the CPU is halted, or runs a guest that never
+    exits (a VCPU that waits for another one), until another interrupt comes. A key's does no harm.
     """
 
-    _PATIENCE_S = 3.0
+    _EVERY_S = 2.0
 
-    def __init__(self, pid: int, monitor: Path) -> None:
-        self._stat = Path(f"/proc/{pid}/stat")
+    def __init__(self, monitor: Path) -> None:
         self._monitor = monitor
-        self._used = ""
-        self._since = time.monotonic()
+        self._next = time.monotonic() + self._EVERY_S
 
     def look(self) -> None:
-        with contextlib.suppress(OSError):
-            used = " ".join(self._stat.read_text().rpartition(")")[2].split()[11:13])
-            now = time.monotonic()
-            if used != self._used:
-                self._used, self._since = used, now
-            elif now - self._since > self._PATIENCE_S:
-                self._since = now
+        if (now := time.monotonic()) > self._next:
+            self._next = now + self._EVERY_S
+            with contextlib.suppress(OSError):
                 _tell(self._monitor, b"sendkey shift\n")
 
 
