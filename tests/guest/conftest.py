@@ -36,3 +36,12 @@ def host(tiny: Path) -> Iterator[Host]:
     finally:
         leftovers = host.stop()
     assert not leftovers, f"left behind: {leftovers}"
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: Path) -> Iterator[Host]:
+    """One xend for all tests of a module."""
+    host = Host()
+    host.start()
+    yield host
+    assert not host.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,18 +11,16 @@ from tests.guest.host import Host
 
 
 @pytest.fixture(scope="module")
-def shared(tiny: object) -> Iterator[Host]:
-    host = Host()
-    host.start()
-    (host.root / "garbage").write_bytes(b"\x00\x01garbage" * 1000)
-    (host.root / "disk.img").write_bytes(bytes(1 << 20))
-    (host.root / "empty.img").touch()
-    (host.root / "nokernel.cfg").write_text("memory = 64\n")
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(host.root / "cut.qcow2"), "1G"], check=True)
-    cut = host.root / "cut.qcow2"
+def shared(shared: Host) -> Host:
+    """With files that are wrong."""
+    (shared.root / "garbage").write_bytes(b"\x00\x01garbage" * 1000)
+    (shared.root / "disk.img").write_bytes(bytes(1 << 20))
+    (shared.root / "empty.img").touch()
+    (shared.root / "nokernel.cfg").write_text("memory = 64\n")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(shared.root / "cut.qcow2"), "1G"], check=True)
+    cut = shared.root / "cut.qcow2"
     cut.write_bytes(cut.read_bytes()[:70000])
-    yield host
-    assert not host.stop()
+    return shared
 
 
 CASES = [

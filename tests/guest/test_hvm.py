@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,11 @@ SECTOR = 2048
 
 
 @pytest.fixture(scope="module")
-def shared(tiny: Path) -> Iterator[Host]:
-    host = Host()
-    host.start()
-    (host.root / "disk.img").write_bytes(boot_sector("the disk has booted").ljust(1 << 20, b"\0"))
-    (host.root / "cd.iso").write_bytes(boot_cd(boot_sector("the CD has booted")))
-    yield host
-    assert not host.stop()
+def shared(shared: Host) -> Host:
+    """With a disk and a CD that boot."""
+    (shared.root / "disk.img").write_bytes(boot_sector("the disk has booted").ljust(1 << 20, b"\0"))
+    (shared.root / "cd.iso").write_bytes(boot_cd(boot_sector("the CD has booted")))
+    return shared
 
 
 def boot_sector(line: str) -> bytes:

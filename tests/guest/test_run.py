@@ -20,14 +20,6 @@ from tests.guest.host import Host, wait_for
 pytestmark = pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")
 
 
-@pytest.fixture(scope="module")
-def shared(tiny: Path) -> Iterator[Host]:
-    host = Host()
-    host.start()
-    yield host
-    assert not host.stop()
-
-
 @pytest.fixture
 def work() -> Iterator[Path]:
     """A folder that everybody may read, as the host's own root isn't."""

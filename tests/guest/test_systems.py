@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pexpect
 import pytest
@@ -21,14 +19,6 @@ from tests.guest.png import colours
 
 pytestmark = pytest.mark.skipif("PYXEN_TEST_HOST" in os.environ, reason="there is no package to be had in there")
 BLUE, BLACK = (0, 0, 0xA8), (0, 0, 0)
-
-
-@pytest.fixture(scope="module")
-def shared(tiny: Path) -> Iterator[Host]:
-    host = Host()
-    host.start()
-    yield host
-    assert not host.stop()
 
 
 def screen(host: Host, name: str) -> dict[tuple[int, int, int], float]:

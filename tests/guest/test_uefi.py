@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ linux /vmlinuz console=ttyS0 quiet
 initrd /ramdisk
 boot
 """
-
-
-@pytest.fixture(scope="module")
-def shared(tiny: Path) -> Iterator[Host]:
-    host = Host()
-    host.start()
-    yield host
-    assert not host.stop()
 
 
 def install(disk: Path, kernel: Path, ramdisk: Path) -> None:
