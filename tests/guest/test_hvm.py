@@ -81,9 +81,10 @@ def boot_and_read(host: Host, *words: str) -> str:
         ["disk=file:disk.img,sda,w"],
         ["disk=file:disk.img,hda,w", "hdtype=ahci"],
         ["disk=file:disk.img,xvda,w"],
+        ["disk=file:disk.img,xvda,w", "hdtype=ahci"],
         ["disk=file:disk.img,hda,w", 'usbdevice=["tablet"]', "vga=cirrus", "vif="],
     ],
-    ids=["IDE", "AHCI", "q35", "virtio", "with much around it"],
+    ids=["IDE", "AHCI", "q35", "virtio", "virtio in a port", "with much around it"],
 )
 def test_a_disk_boots_on_every_bus(shared: Host, words: list[str]) -> None:
     assert "the disk has booted" in boot_and_read(shared, *words)
