@@ -38,6 +38,7 @@ def test_a_guest_goes_back_and_its_clones_go_their_own_ways(host: Host) -> None:
         host.xm("clone", "-s", "base", "web", clone)
         mine = f"cat /data/note /tmp/note; echo {clone} > /data/note; sync"
         assert _ask(host, clone, mine, number).split() == ["first", "first"]
+        assert host.xm("xenstore-read", f"/local/domain/{host.domains()[clone]['domid']}/name").strip() == clone
         assert "/memfd:guest" in Path(f"/proc/{host.domains()[clone]['pid']}/maps").read_text()
     host.xm("clone", "web", "three")
     assert _ask(host, "three", "cat /data/note /tmp/note", 5).split() == ["second", "second"]

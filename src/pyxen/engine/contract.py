@@ -227,6 +227,10 @@ class RunningDomain(Protocol):
         """The guest stands still because it was asked to; its memory is in order."""
         ...
 
+    async def rename(self, spec: DomainSpec) -> None:
+        """The domain and its files are called so from now on. Raises PyxenError; then it may go on by the old name."""
+        ...
+
     async def become(self, spec: DomainSpec, *, paused: bool) -> None:
         """What was started paused, and has been spoken to by nobody, is this domain from now on; unless ``paused`` it
         goes on.

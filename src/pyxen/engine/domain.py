@@ -217,8 +217,11 @@ class ProcessDomain(ABC):
     @abstractmethod
     async def unpause(self) -> None: ...
 
-    async def become(self, spec: DomainSpec, *, paused: bool) -> None:
+    async def rename(self, spec: DomainSpec) -> None:
         self.spec = spec
+
+    async def become(self, spec: DomainSpec, *, paused: bool) -> None:
+        await self.rename(spec)
         if not paused:
             await self.unpause()
 

@@ -74,6 +74,10 @@ class XenDomain(ProcessDomain):
         await self._order("pause", "pause")
         await self.wait_paused(True)
 
+    async def rename(self, spec: DomainSpec) -> None:
+        await super().rename(spec)
+        await self._execute("rename", {"name": spec.config.name})
+
     async def unpause(self) -> None:
         await self._attach_late()
         await self._order("unpause", "unpause")

@@ -73,6 +73,11 @@ class Orders:
             **self._state.commands(),
         }
 
+    def rename(self, spec: DomainSpec) -> None:
+        """Call the domain what it is called in ``spec``."""
+        self._spec = spec
+        self._state.name = spec.config.name
+
     def set_vcpus(self, count: int) -> None:
         """Tell the guest to use ``count`` VCPUs."""
         self._refuse_stopped("change")

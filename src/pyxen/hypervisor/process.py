@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
 from pyxen.abi.sched import SHUTDOWN_CRASH, SHUTDOWN_SUSPEND
 from pyxen.config.model import vif_numbers
 from pyxen.errors import Conflict, InvalidRequest
@@ -255,6 +257,12 @@ class DomainProcess:
         if self._agent is not None:
             self._agent.silence(on)
 
+    def rename(self, name: str) -> None:
+        """Be called so from now on."""
+        self.spec = msgspec.structs.replace(self.spec, config=msgspec.structs.replace(self.spec.config, name=name))
+        self.toolstack.rename(name)
+        self._orders.rename(self.spec)
+
     def status(self) -> dict[str, object]:
         return {
             "paused": self._paused,
@@ -278,6 +286,7 @@ class DomainProcess:
             "withdraw": self.withdraw,
             "resume": self.resume,
             "status": self.status,
+            "rename": self.rename,
             **self._orders.commands(),
             **self._hotplug.commands(),
             "debug-key": lambda key: debug_keys.press(self.domain, key),

@@ -74,6 +74,10 @@ class Toolstack:
         """How many VCPUs the guest is to use."""
         self._local.write_all(self._availability(count))
 
+    def rename(self, name: str) -> None:
+        """What the domain is called."""
+        self._local.write_all({f"/vm/{self._spec.uuid}/name": name, f"{self._home}/name": name})
+
     def set_memory(self, mib: int) -> None:
         """The size that the guest is to shrink or grow to."""
         self._local.write(f"{self._home}/memory/target", mib * _KIB_IN_MIB)

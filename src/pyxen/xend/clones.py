@@ -210,7 +210,7 @@ class Clones:
 def _may_wait(head: saved.Head) -> bool:
     """Can a clone be started before its name is known? A TPM's state goes by that, and a screen shows at a port."""
     config = head.config
-    return head.engine == "qemu" and not (config.type is DomainType.HVM and (config.vnc or config.tpm))
+    return not (config.type is DomainType.HVM and (config.vnc or config.tpm))
 
 
 def _size(folder: Path, description: Description) -> int:

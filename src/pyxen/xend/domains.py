@@ -231,7 +231,8 @@ class Domains:
                 live.spec = respelled(live.spec, name, moved)
                 try:
                     await asyncio.to_thread(self._life.write_spec, live.spec)
-                except PyxenError as error:  # only a later xend would read it, for the disks' names
+                    await live.process.rename(live.spec)
+                except PyxenError as error:  # only a later xend, or the guest, would read it
                     self._life.log.warning("new name not written", name=name, error=str(error))
             self._life.tell("domain-renamed", record, previous=previous)
         return self._registry.view(record)

@@ -1,4 +1,4 @@
-"""QEMUs that wait to become clones: started in advance from a snapshot's template, loaded, and standing still.
+"""Processes that wait to become clones: started in advance from a snapshot's template, loaded, and standing still.
 
 One that waits is all that a clone is, but for its name: it has a domain id, a folder, a UUID, MACs and copies of the
 disks of its own. No domain has that id before somebody takes it, so a later xend ends its process and removes its

@@ -150,6 +150,10 @@ async def test_it_lives_behind_bars(engine: XenEngine, place: Path) -> None:
     await domain.pause()
     assert domain.paused
     await domain.unpause()
+    assert isinstance(domain, XenDomain)
+    config = msgspec.structs.replace(domain.spec.config, name="other")
+    await domain.rename(msgspec.structs.replace(domain.spec, config=config))
+    assert await asyncio.to_thread(_xenstore, directory, b"/local/domain/3/name\0") == b"other"
     await ask(directory, "set-vcpus", count=1)
     await ask(directory, "set-memory", mib=32)
     assert "    VCPU1: down upcall_pend=00" in await domain.debug_key("q")
@@ -164,7 +168,7 @@ async def test_it_lives_behind_bars(engine: XenEngine, place: Path) -> None:
     assert domain.statistics().resident_mib > 0
     await ask(directory, "crash")
     assert (await end_of(domain)).reason is ShutdownReason.CRASH
-    assert isinstance(domain, XenDomain) and domain.alive
+    assert domain.alive
     await domain.destroy()
     assert not domain.alive
     assert (directory / "stderr").read_text() == ""
