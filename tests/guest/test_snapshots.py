@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+from tests.guest.counting import COUNTER
 from tests.guest.host import Host, type_line, wait_for
 from tests.guest.test_lifecycle import make_disk
 
@@ -28,10 +29,10 @@ def test_a_guest_goes_back_and_its_clones_go_their_own_ways(host: Host) -> None:
     console = host.ready("web")
     type_line(console, "mkdir -p /data && mount /dev/xvda /data")
     type_line(console, "echo first > /data/note && cp /data/note /tmp/note")
-    type_line(console, "(n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.05; done) &")
+    type_line(console, COUNTER)
     console.close()
     host.xm("snapshot", "create", "web", "base")
-    counted = int(_ask(host, "web", "cat /tmp/n", 1))
+    counted = int(_ask(host, "web", "tail -n 1 /tmp/n", 1))
     assert _ask(host, "web", "echo second > /data/note; echo second > /tmp/note; sync; cat /data/note", 2) == "second"
     # What was not yet on the disk is in the memory: both go back together.
     for number, clone in enumerate(("one", "two"), start=3):
@@ -53,8 +54,8 @@ def test_a_guest_goes_back_and_its_clones_go_their_own_ways(host: Host) -> None:
     assert host.domains()["web"]["uuid"] == there["web"]["uuid"]
     assert _ask(host, "web", "cat /data/note /tmp/note", 9).split() == ["first", "first"]
     assert _ask(host, "web", again, 10) == "first"
-    first = int(_ask(host, "web", "cat /tmp/n", 11))
-    wait_for(lambda: int(_ask(host, "web", "cat /tmp/n", 12)) > first, "the guest counts on")
+    first = int(_ask(host, "web", "tail -n 1 /tmp/n", 11))
+    wait_for(lambda: int(_ask(host, "web", "tail -n 1 /tmp/n", 12)) > first, "the guest counts on")
     assert counted > 0
     (listed,) = json.loads(host.xm("snapshot", "list", "web", "--format", "json"))["snapshots"]
     assert (listed["name"], listed["disks"]) == ("base", ["xvda"])
