@@ -122,6 +122,9 @@ class Forward(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     address: Annotated[str, Meta(pattern=IPV4_PATTERN)] = "127.0.0.1"
 
 
+PARAVIRTUAL_MODELS = ("virtio", "virtio-net", "netfront")
+
+
 class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A virtual network interface: on a bridge where one is named, else on a user-mode network."""
 
@@ -135,6 +138,11 @@ class Vif(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     forward: Annotated[tuple[Forward, ...], Meta(max_length=256)] = ()
     devid: Annotated[int, Meta(ge=0, le=255, description="its number among the domain's interfaces")] | None = None
     """None: the lowest that no other has."""
+
+    @property
+    def paravirtual(self) -> bool:
+        """Is it no emulated card, by its ``model``?"""
+        return self.model in (None, *PARAVIRTUAL_MODELS)
 
 
 class Share(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

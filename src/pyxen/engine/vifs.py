@@ -11,8 +11,6 @@ from pyxen.engine.forwards import check_ports, describe
 from pyxen.engine.tap import check_bridging, open_tap
 from pyxen.engine.usernet import check_usernet, close_usernet, open_usernet
 
-_MODELS = (None, "virtio", "virtio-net", "netfront")
-
 
 def check_networks(config: DomainConfig) -> list[str]:
     """Raises Unsupported or NotFound for networks that can't be had here; returns warnings."""
@@ -24,7 +22,7 @@ def check_networks(config: DomainConfig) -> list[str]:
             check_usernet()
         if vif.bridge and vif.forward:
             warnings.append(f"vif {number}: forward is for user-mode networks, on bridge {vif.bridge} it does nothing")
-        if vif.model not in _MODELS:
+        if not vif.paravirtual:
             warnings.append(f"vif {number}: a pvh domain has netfront, not {vif.model}")
     return warnings
 

@@ -28,6 +28,9 @@ class Lifeline(Protocol):
     """The process, as far as orders must know it."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def paused(self) -> bool: ...
 
     @property
@@ -60,7 +63,7 @@ class Orders:
         self._toolstack = toolstack
         self._process = process
         self._busy = ""
-        self._state = StateOrders(spec.config.name, domain, machine, process, settle)
+        self._state = StateOrders(domain, machine, process, settle)
 
     def commands(self) -> Mapping[str, Callable[..., object]]:
         return {
@@ -72,11 +75,6 @@ class Orders:
             "dump-core": self.dump_core,
             **self._state.commands(),
         }
-
-    def rename(self, spec: DomainSpec) -> None:
-        """Call the domain what it is called in ``spec``."""
-        self._spec = spec
-        self._state.name = spec.config.name
 
     def set_vcpus(self, count: int) -> None:
         """Tell the guest to use ``count`` VCPUs."""
@@ -154,8 +152,8 @@ class Orders:
     def refuse_busy(self, what: str) -> None:
         """Raises Conflict while a core or a state is being written."""
         if busy := self._busy or self._state.busy:
-            raise Conflict(f"cannot {what} '{self._spec.config.name}': {busy}")
+            raise Conflict(f"cannot {what} '{self._process.name}': {busy}")
 
     def _refuse_stopped(self, what: str) -> None:
         if self._process.stop_reason is not None:
-            raise Conflict(f"cannot {what} '{self._spec.config.name}': its guest has stopped")
+            raise Conflict(f"cannot {what} '{self._process.name}': its guest has stopped")

@@ -97,6 +97,10 @@ class DomainProcess:
         self._tracing = Tracing(self.machine, self.domain, self._ring.connection, self.loop)
         self._control = Control(directory / "control.sock", self.loop, self._commands(), {"trace": self._tracing.open})
 
+    @property
+    def name(self) -> str:
+        return self.spec.config.name
+
     def _attach(self, sources: Sources) -> None:
         """Give the guest what its description says."""
         config = self.spec.config
@@ -228,7 +232,7 @@ class DomainProcess:
         self._refuse_stopped("resume")
         self._orders.refuse_busy("resume")
         if not self._suspended:
-            raise Conflict(f"'{self.spec.config.name}' is not suspended")
+            raise Conflict(f"'{self.name}' is not suspended")
         self._suspended = False
         self._silence_agent(False)
         self.domain.resume()
@@ -239,7 +243,7 @@ class DomainProcess:
         """Ask the guest to poweroff, reboot, halt or suspend."""
         self._refuse_stopped("shut down")
         if self._suspended:
-            raise Conflict(f"'{self.spec.config.name}' is suspended")
+            raise Conflict(f"'{self.name}' is suspended")
         if reason not in _ORDERS:
             raise InvalidRequest(f"a guest can't be asked to {reason!r}", hint=f"Use one of {', '.join(_ORDERS)}.")
         self._suspending = reason == "suspend"
@@ -261,7 +265,6 @@ class DomainProcess:
         """Be called so from now on."""
         self.spec = msgspec.structs.replace(self.spec, config=msgspec.structs.replace(self.spec.config, name=name))
         self.toolstack.rename(name)
-        self._orders.rename(self.spec)
 
     def status(self) -> dict[str, object]:
         return {
@@ -300,7 +303,7 @@ class DomainProcess:
 
     def _refuse_stopped(self, what: str) -> None:
         if self.stop_reason is not None:
-            raise Conflict(f"cannot {what} '{self.spec.config.name}': its guest has stopped")
+            raise Conflict(f"cannot {what} '{self.name}': its guest has stopped")
 
     def _guest_stopped(self, reason: int) -> None:
         if reason == SHUTDOWN_SUSPEND:

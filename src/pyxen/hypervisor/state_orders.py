@@ -18,6 +18,9 @@ class Sleeper(Protocol):
     """The process, as far as these orders must know it."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def stop_reason(self) -> str | None: ...
 
     @property
@@ -27,10 +30,7 @@ class Sleeper(Protocol):
 class StateOrders:
     """Carries them out, on the main loop's thread. ``settle`` has back ends finish what the guest has asked for."""
 
-    def __init__(
-        self, name: str, domain: Domain, machine: KvmMachine, process: Sleeper, settle: Callable[[], None]
-    ) -> None:
-        self.name = name
+    def __init__(self, domain: Domain, machine: KvmMachine, process: Sleeper, settle: Callable[[], None]) -> None:
         self._domain = domain
         self._machine = machine
         self._process = process
@@ -80,7 +80,7 @@ class StateOrders:
         self._check("save")
         suspended_by = self._domain.suspended_by
         if not self._process.suspended or suspended_by is None:
-            raise Conflict(f"cannot save '{self.name}': it is not suspended")
+            raise Conflict(f"cannot save '{self._process.name}': it is not suspended")
         if fds or self._sending is None:
             self._open("save", fds, None)
         sending = self._sending
@@ -110,7 +110,7 @@ class StateOrders:
         if len(fds) != 1:
             raise InvalidRequest(f"a state is written into one file, not {len(fds)}")
         if self._sending is not None:
-            raise Conflict(f"cannot {what} '{self.name}': its memory is being sent")
+            raise Conflict(f"cannot {what} '{self._process.name}': its memory is being sent")
         self._sending = Sending(fds[0], self._domain, self._machine, pace)
         return self._sending
 
@@ -142,6 +142,6 @@ class StateOrders:
 
     def _check(self, what: str) -> None:
         if self._working:
-            raise Conflict(f"cannot {what} '{self.name}': {self.busy or 'its memory is being sent'}")
+            raise Conflict(f"cannot {what} '{self._process.name}': {self.busy or 'its memory is being sent'}")
         if self._process.stop_reason is not None:
-            raise Conflict(f"cannot {what} '{self.name}': its guest has stopped")
+            raise Conflict(f"cannot {what} '{self._process.name}': its guest has stopped")

@@ -36,10 +36,8 @@ class Toolstack:
         config = spec.config
         vm = f"/vm/{spec.uuid}"
         values: dict[str, str | int] = {
-            f"{vm}/name": config.name,
             f"{vm}/uuid": spec.uuid,
             f"{self._home}/vm": vm,
-            f"{self._home}/name": config.name,
             f"{self._home}/domid": spec.domid,
             f"{self._home}/memory/static-max": spec.most_memory * _KIB_IN_MIB,
             f"{self._home}/memory/target": config.memory * _KIB_IN_MIB,
@@ -52,7 +50,7 @@ class Toolstack:
             f"{self._home}/console/limit": 1 << 20,
             f"{self._home}/control/platform-feature-xs_reset_watches": 1,
         }
-        values |= self._availability(config.vcpus)
+        values |= self._names(config.name) | self._availability(config.vcpus)
         readable, writable = ["n0", f"r{spec.domid}"], [f"n{spec.domid}"]
         owners = dict.fromkeys((vm, self._home, f"{self._home}/device", *values), readable)
         owners |= dict.fromkeys((f"{self._home}/{path}" for path in _GUEST_WRITES), writable)
@@ -76,7 +74,7 @@ class Toolstack:
 
     def rename(self, name: str) -> None:
         """What the domain is called."""
-        self._local.write_all({f"/vm/{self._spec.uuid}/name": name, f"{self._home}/name": name})
+        self._local.write_all(self._names(name))
 
     def set_memory(self, mib: int) -> None:
         """The size that the guest is to shrink or grow to."""
@@ -85,6 +83,9 @@ class Toolstack:
     def press(self, key: str) -> None:
         """Have the guest's kernel do what it does for this key with SysRq; it empties the node as it does."""
         self._local.write(f"{self._home}/control/sysrq", key)
+
+    def _names(self, name: str) -> dict[str, str | int]:
+        return {f"/vm/{self._spec.uuid}/name": name, f"{self._home}/name": name}
 
     def _availability(self, count: int) -> dict[str, str | int]:
         most = self._spec.most_vcpus

@@ -86,7 +86,7 @@ class Clones:
         """Start one that waits to be a clone; None where none can. Raises PyxenError; then nothing is left of it."""
         head = await asyncio.to_thread(check, folder, description, head_only=True)
         template = self._snapshots.templates.find(folder)
-        if template is None or not _may_wait(head) or _size(folder, description) > _MOST_COPIED:
+        if template is None or not _may_wait(head.config) or _size(folder, description) > _MOST_COPIED:
             return None
         domid = await self._life.store.take_domid()
         reached("wait-noted")
@@ -207,9 +207,8 @@ class Clones:
             made.append(target)
 
 
-def _may_wait(head: saved.Head) -> bool:
+def _may_wait(config: DomainConfig) -> bool:
     """Can a clone be started before its name is known? A TPM's state goes by that, and a screen shows at a port."""
-    config = head.config
     return not (config.type is DomainType.HVM and (config.vnc or config.tpm))
 
 

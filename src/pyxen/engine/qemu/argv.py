@@ -23,16 +23,15 @@ from pyxen.engine.qemu.slots import (
     BALLOON,
     CONSOLE,
     DISPLAY,
-    FIRST_PORT,
     FUNCTIONS,
     PORT_GROUPS,
+    PORTS,
     RANDOM,
     USB,
     VGA_MODELS,
     address,
     bus,
     has_virtio_console,
-    is_virtio,
     laid_out,
     port_name,
     share_device,
@@ -313,18 +312,17 @@ def _devices(spec: DomainSpec, facts: Facts) -> list[str]:
 def _root_ports(spec: DomainSpec) -> list[str]:
     """Places on an express bus for what may come and go; without I/O ports, of which there aren't enough for all."""
     words: list[str] = []
-    for group, device in enumerate(PORT_GROUPS if PORT_GROUPS[0] in spec.slots else ()):
-        for function in range(FUNCTIONS):
-            number = group * FUNCTIONS + function
-            port: dict[str, object] = {
-                "driver": "pcie-root-port",
-                "id": port_name(FIRST_PORT + number),
-                "chassis": number + 1,
-                "io-reserve": 0,
-                "bus": bus(spec.config),
-                "addr": f"{spec.slots[device]:#x}.{function}",
-            }
-            words += ["-device", device_words(port | ({} if function else {"multifunction": True}))]
+    for number, slot in enumerate(PORTS if PORT_GROUPS[0] in spec.slots else ()):
+        group, function = divmod(number, FUNCTIONS)
+        port: dict[str, object] = {
+            "driver": "pcie-root-port",
+            "id": port_name(slot),
+            "chassis": number + 1,
+            "io-reserve": 0,
+            "bus": bus(spec.config),
+            "addr": f"{spec.slots[PORT_GROUPS[group]]:#x}.{function}",
+        }
+        words += ["-device", device_words(port | ({} if function else {"multifunction": True}))]
     return words
 
 
@@ -347,7 +345,7 @@ def _shares(spec: DomainSpec, facts: Facts) -> list[str]:
 def card(spec: DomainSpec, number: int, vif: Vif) -> dict[str, object]:
     """The network card of a laid-out spec, as QMP's device_add takes it."""
     return {
-        "driver": _network_card(spec.config, vif.model),
+        "driver": _network_card(spec.config, vif),
         "id": vif_device(number),
         "netdev": f"vif{number}",
         "mac": vif.mac,
@@ -365,11 +363,11 @@ def balloons(config: DomainConfig) -> bool:
     return config.maxmem is not None and config.maxmem > config.memory
 
 
-def _network_card(config: DomainConfig, model: str | None) -> str:
-    if config.type is DomainType.PVH or is_virtio(model):
+def _network_card(config: DomainConfig, vif: Vif) -> str:
+    if config.type is DomainType.PVH or vif.paravirtual:
         return "virtio-net-pci"
-    assert model is not None
-    return model
+    assert vif.model is not None
+    return vif.model
 
 
 def _hvm_devices(spec: DomainSpec, facts: Facts) -> list[str]:

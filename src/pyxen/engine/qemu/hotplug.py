@@ -37,8 +37,8 @@ def check_pluggable(spec: DomainSpec, device: str) -> None:
         raise Unsupported(
             f"{device} of '{config.name}' is on a bus of q35 (hdtype=ahci) into which nothing can be plugged, "
             "or out of it, while a domain runs",
-            hint="Disks, virtio cards and devices of the host are in ports unless they were told a slot; this one will "
-            "be from the next start of the domain, where there are ports left.",
+            hint="From their domain's start, disks, virtio cards and devices of the host are in ports, where there are "
+            "ports left and no slot was asked for.",
         )
 
 

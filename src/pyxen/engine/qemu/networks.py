@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pyxen.config.model import DomainConfig, DomainType, Vif, vif_numbers
+from pyxen.config.model import PARAVIRTUAL_MODELS, DomainConfig, DomainType, Vif, vif_numbers
 from pyxen.engine.contract import DomainSpec, StartedInfo, joins_at_once, tap_name
 from pyxen.engine.descriptors import Descriptors
 from pyxen.engine.forwards import check_ports, describe, slirp_words
 from pyxen.engine.tap import change_rate, check_bridging, limit_rate, open_tap
 from pyxen.errors import Unsupported
 
-_CARDS = ("e1000", "e1000e", "rtl8139", "pcnet", "virtio", "virtio-net", "netfront")
+_CARDS = ("e1000", "e1000e", "rtl8139", "pcnet", *PARAVIRTUAL_MODELS)
 
 
 def check_networks(config: DomainConfig) -> list[str]:
@@ -27,7 +27,7 @@ def check_networks(config: DomainConfig) -> list[str]:
         if vif.model is None:
             continue
         if config.type is DomainType.PVH:
-            if vif.model not in ("virtio", "virtio-net", "netfront"):
+            if not vif.paravirtual:
                 warnings.append(f"vif {number}: a pvh domain has virtio, not {vif.model}")
         elif vif.model not in _CARDS:
             raise Unsupported(

@@ -73,24 +73,24 @@ def laid_out(spec: DomainSpec) -> DomainSpec:
     _settle_asked(spec, slots)
     taken = set(slots.values())
     on_bus = (slot for slot in _FREE[bus(spec.config)] if slot not in taken)
-    ports = (slot for slot in PORTS if slot not in taken)
+    ports = (slot for slot in PORTS if PORT_GROUPS[0] in wanted and slot not in taken)
     # What comes while the domain runs must be in a port, where there are such.
-    runs = PORT_GROUPS[0] in spec.slots
-    for_ports = set(wanted) if runs else _pluggable(spec) if PORT_GROUPS[0] in wanted else set[str]()
+    only_ports = PORT_GROUPS[0] in spec.slots
+    for_ports = set(wanted) if only_ports else _pluggable(spec)
     for device in wanted:
         if device in slots:
             continue
         slot = next(ports, None) if device in for_ports else None
-        if slot is None and not runs:
+        if slot is None and not only_ports:
             slot = next(on_bus, None)
         if slot is None:
-            raise _full(spec, len(wanted), runs)
+            raise _full(spec, len(wanted), only_ports)
         slots[device] = slot
     return msgspec.structs.replace(spec, slots=slots)
 
 
-def _full(spec: DomainSpec, wanted: int, runs: bool) -> ResourceExhausted:
-    if runs:
+def _full(spec: DomainSpec, wanted: int, only_ports: bool) -> ResourceExhausted:
+    if only_ports:
         problem = f"all {len(PORTS)} ports of '{spec.config.name}' are taken"
     else:
         room = len(_FREE[bus(spec.config)])
@@ -133,14 +133,10 @@ def port_name(slot: int) -> str:
 def _pluggable(spec: DomainSpec) -> set[str]:
     """Devices that may be taken away while the domain runs. Old cards stay on the bus, for they may need I/O ports."""
     config = spec.config
-    virtio = [vif_device(n) for n, vif in zip(vif_numbers(config.vif), config.vif, strict=True) if is_virtio(vif.model)]
+    vifs = zip(vif_numbers(config.vif), config.vif, strict=True)
     disks = [disk.vdev for disk in config.disk if drive_bus(config, disk) == "virtio"]
+    virtio = [vif_device(number) for number, vif in vifs if vif.paravirtual]
     return {*disks, *virtio, *(pci_device(device.address) for device in config.pci)}
-
-
-def is_virtio(model: str | None) -> bool:
-    """Is a vif of this ``model`` a virtio card, in a whole PC?"""
-    return model in (None, "virtio", "virtio-net", "netfront")
 
 
 def _devices(spec: DomainSpec) -> list[str]:
